@@ -1,0 +1,98 @@
+"""Elementary functions that take a Python float or a tensor and return the same kind.
+
+A process writes each formula once with these. Grids and solver tables call it with floats
+(float64, on the host), networks' time conditions and losses with tensors (any device, any dtype).
+
+>>> import math, torch
+>>> exp(1.0) == math.e and torch.equal(exp(torch.zeros(2)), torch.ones(2))
+True
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+def _either(on_float: Callable[..., float], on_tensor: Callable[..., Tensor]) -> Callable[..., Scalar]:
+    def function(*values: Scalar) -> Scalar:
+        if any(isinstance(value, Tensor) for value in values):
+            return on_tensor(*values)
+        return on_float(*values)
+
+    return function
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+exp = _either(math.exp, torch.exp)
+expm1 = _either(math.expm1, torch.expm1)
+log = _either(math.log, torch.log)
+log1p = _either(math.log1p, torch.log1p)
+sqrt = _either(math.sqrt, torch.sqrt)
+sin = _either(math.sin, torch.sin)
+cos = _either(math.cos, torch.cos)
+tan = _either(math.tan, torch.tan)
+asinh = _either(math.asinh, torch.asinh)
+atan2 = _either(math.atan2, torch.atan2)
+sigmoid = _either(_sigmoid, torch.sigmoid)
+# torch's own softplus turns linear at 20, which costs 2e-9; this form is exact to rounding
+softplus = _either(_softplus, lambda x: torch.logaddexp(x, torch.zeros_like(x)))
+
+
+@dataclass(frozen=True)
+class LinearTable:
+    """The piecewise linear function through (0, values[0]), (1, values[1]), …; values strictly decrease.
+
+    >>> table = LinearTable((0.0, -1.0, -3.0))
+    >>> table(1.5), table.slope(1.5), table.inverse(-2.0)
+    (-2.0, -2.0, 1.5)
+    """
+
+    values: tuple[float, ...]
+
+    def _cell(self, u: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+        """u's offset into its cell, the cell's first value, and its slope."""
+        last = len(self.values) - 2
+        if isinstance(u, Tensor):
+            low = u.floor().clamp(0, last)
+            table, index = _on_device(self.values, u.dtype, u.device), low.long()
+            return u - low, table[index], table[index + 1] - table[index]
+        low = min(max(math.floor(u), 0), last)
+        return u - low, self.values[low], self.values[low + 1] - self.values[low]
+
+    def __call__(self, u: Scalar) -> Scalar:
+        offset, start, slope = self._cell(u)
+        return start + offset * slope
+
+    def slope(self, u: Scalar) -> Scalar:
+        return self._cell(u)[2]
+
+    def inverse(self, value: Scalar) -> Scalar:
+        last = len(self.values) - 2
+        if isinstance(value, Tensor):
+            table = _on_device(self.values, value.dtype, value.device)
+            low = (torch.searchsorted(-table, -value.contiguous()) - 1).clamp(0, last)
+            return low + (value - table[low]) / (table[low + 1] - table[low])
+        low = min(max(bisect.bisect_left(self.values, -value, key=lambda v: -v) - 1, 0), last)
+        return low + (value - self.values[low]) / (self.values[low + 1] - self.values[low])
+
+
+@lru_cache(maxsize=16)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)

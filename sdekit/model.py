@@ -1,0 +1,151 @@
+r"""One network, every prediction: ``ScoreModel`` ties a network to a process.
+
+Anything with ``process``, ``device``, ``nfe`` and ``predict(kind, x, t, **conditions)`` is a model to the
+solvers: guidance and conditions wrap a ``ScoreModel``, solvers never know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdekit.names import lookup
+from sdekit.prediction import PREDICTIONS, convert
+from sdekit.process import DiscreteVP, Process, State, Time, match
+
+TimeMap = Callable[[Process, "float | Tensor"], "float | Tensor"]
+
+
+def _index(process: Process, t: float | Tensor) -> float | Tensor:
+    if not isinstance(process, DiscreteVP):
+        raise ValueError(f'time="index" needs a DiscreteVP process, got {type(process).__name__}')
+    return t * process.steps - 1
+
+
+TIMES: dict[str, TimeMap] = {
+    "t": lambda process, t: t,
+    "index": _index,  # n = tT − 1, the entry of a DDPM's table
+    "999t": lambda process, t: t * 999,  # score_sde's VP networks
+    "1000t": lambda process, t: t * 1000,  # flow-matching networks of diffusers
+    "sigma": lambda process, t: process.sigma(t),
+    "half-log-snr": lambda process, t: process.half_log_snr(t),
+    "edm": lambda process, t: process.half_log_snr(t) * -0.25,  # c_noise = log(σ/α)/4, Karras et al. 2022
+}
+
+
+class ScoreModel:
+    """A network that predicts ``predicts`` under ``process``, and through it every other prediction.
+
+    ``net(x, times, **conditions)`` takes x [batch, *event] and times [batch] and returns x's shape.
+
+    Args:
+        net: any callable; an ``nn.Module`` with parameters fixes ``dtype`` and ``device``.
+        process: the forward process it was trained under.
+        predicts: ``"eps" | "x0" | "score" | "v" | "flow"`` (``prediction.PREDICTIONS``).
+        time: how the network is told the time: a name in ``model.TIMES`` or ``f(process, t)``.
+        dtype: what x is cast to for the network (default: its parameters' dtype); the result is cast
+            back to x's. In half precision the times stay float32.
+        check_finite: raise where the network returns NaN or infinity. It reads the device at every call.
+
+    Attributes:
+        nfe: calls of the network so far, each a whole batch.
+
+    Raises ValueError for unknown names, and at a call whose result has another shape or device than x.
+
+    >>> from sdekit.process import VP
+    >>> model = ScoreModel(lambda x, t: 0.5 * x, VP(), predicts="eps")
+    >>> x = torch.ones(2, 3)
+    >>> torch.allclose(model.score(x, 0.5), -0.5 * x / VP().sigma(0.5))
+    True
+    >>> model.nfe
+    1
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        process: Process,
+        predicts: str = "eps",
+        time: str | TimeMap = "t",
+        dtype: torch.dtype | None = None,
+        check_finite: bool = False,
+    ) -> None:
+        lookup("prediction", predicts, PREDICTIONS)
+        self.net = net
+        self.process = process
+        self.predicts = predicts
+        self.time: TimeMap = lookup("time", time, TIMES) if isinstance(time, str) else time
+        self.time(process, process.t_max)  # a time the process cannot give fails here, not in the loop
+        self.check_finite = check_finite
+        self.nfe = 0
+        parameter = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+        self.dtype = dtype if dtype is not None or parameter is None else parameter.dtype
+
+    def __repr__(self) -> str:
+        name = type(self.net).__name__
+        return f"ScoreModel({name}, {self.process}, predicts={self.predicts!r}, nfe={self.nfe})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie; the CPU for a plain callable."""
+        parameter = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def predict(self, kind: str, x: State, t: Time, **conditions: Any) -> State:
+        """The prediction ``kind`` at (x, t) from one network call; t is a float, 0-d or [batch]."""
+        output = self._call(x, t, conditions)
+        c_x, c_F = convert(self.predicts, kind, self.process, t)  # noqa: N806
+        if isinstance(c_F, float) and isinstance(c_x, float):
+            if c_x == 0.0:
+                return output if c_F == 1.0 else output * c_F
+            return torch.add(x * c_x, output, alpha=c_F)
+        return match(c_x, x) * x + match(c_F, x) * output
+
+    def eps(self, x: State, t: Time, **conditions: Any) -> State:
+        """ε, the noise in x = α x_0 + σ ε."""
+        return self.predict("eps", x, t, **conditions)
+
+    def score(self, x: State, t: Time, **conditions: Any) -> State:
+        """s = ∇ log p_t(x) = −ε/σ(t)."""
+        return self.predict("score", x, t, **conditions)
+
+    def x0(self, x: State, t: Time, **conditions: Any) -> State:
+        """E[x_0 | x_t = x], the denoised x."""
+        return self.predict("x0", x, t, **conditions)
+
+    def v(self, x: State, t: Time, **conditions: Any) -> State:
+        """v = α ε − σ x_0."""
+        return self.predict("v", x, t, **conditions)
+
+    def flow(self, x: State, t: Time, **conditions: Any) -> State:
+        """dx/dt of the probability-flow ODE."""
+        return self.predict("flow", x, t, **conditions)
+
+    def _call(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> Tensor:
+        dtype = x.dtype if self.dtype is None else self.dtype
+        time_dtype = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        time = self.time(self.process, t)
+        if isinstance(time, Tensor):
+            times = time.to(time_dtype).expand(x.shape[0])
+        else:
+            times = torch.full((x.shape[0],), time, dtype=time_dtype, device=x.device)
+        self.nfe += 1
+        output = self.net(x.to(dtype), times, **conditions)
+        self._check(output, x, t)
+        return output.to(x.dtype)
+
+    def _check(self, output: Tensor, x: Tensor, t: float | Tensor) -> None:
+        if output.shape != x.shape:
+            raise ValueError(
+                f"the network returned shape {list(output.shape)} for x of shape {list(x.shape)}: they must be equal"
+                " (a network with learned variance returns twice the channels: wrap it and keep the first half)"
+            )
+        if output.device != x.device:
+            raise ValueError(f"the network returned a tensor on {output.device} for x on {x.device}")
+        if self.check_finite and not math.isfinite(output.abs().max().item()):
+            bad = (~output.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"the network returned NaN or infinity at t={t} for samples {bad} of the batch")
