@@ -1,6 +1,10 @@
 """sdekit: score-based SDE and ODE solvers for diffusion models, as tables of numbers."""
 
+from sdekit import solvers
 from sdekit.model import ScoreModel
-from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, SubVP
+from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.sampling import Solution, march, sample
 
-__all__ = ["VE", "VP", "CosineVP", "DiscreteVP", "Flow", "ScoreModel", "SubVP"]
+__all__ = [
+    "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "ScoreModel", "Solution", "SubVP", "march", "sample", "solvers",
+]  # fmt: skip

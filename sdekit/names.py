@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
 
 Entry = TypeVar("Entry")
 
@@ -23,7 +25,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")
+    return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names) or 'none'}")
 
 
 def lookup(kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
@@ -56,3 +58,81 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError):
         raise ValueError(f"cannot read {text!r}: write it as name(option=value, ...)") from None
     return name.strip(), options
+
+
+@dataclass(frozen=True)
+class Between:
+    """An option's rule: a number from ``low`` to ``high``.
+
+    >>> Between(0, 1).allows(0.5), Between(0, 1).allows(2), str(Between(0, 1))
+    (True, False, 'a number from 0 to 1')
+    """
+
+    low: float
+    high: float
+
+    def allows(self, value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"a number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """An option's rule: one of these values.
+
+    >>> OneOf("small", "large").allows("large"), str(OneOf("small", "large"))
+    (True, "one of 'small', 'large'")
+    """
+
+    values: tuple[object, ...]
+
+    def __init__(self, *values: object) -> None:
+        object.__setattr__(self, "values", values)
+
+    def allows(self, value: object) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(repr(value) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a solver or a grid lets the user choose: its default and the rule for its values."""
+
+    default: Any
+    rule: Between | OneOf
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Option]:
+    """A function's options: its keyword-only parameters, each annotated with its rule.
+
+    >>> from typing import Annotated
+    >>> def grid(steps, *, rho: Annotated[float, Between(1, 20)] = 7.0): ...
+    >>> options_of(grid)["rho"].default
+    7.0
+    """
+    hints = get_type_hints(function, include_extras=True)
+    found: dict[str, Option] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            rules = [rule for rule in getattr(hints.get(name), "__metadata__", ()) if isinstance(rule, Between | OneOf)]
+            if not rules or parameter.default is inspect.Parameter.empty:
+                raise ValueError(f"option {name!r} of {function.__name__} needs a default and Annotated[..., rule]")
+            found[name] = Option(parameter.default, rules[0])
+    return found
+
+
+def check_options(owner: str, known: Mapping[str, Option], given: Mapping[str, Any]) -> None:
+    """Raise ValueError where an option is unknown or its value breaks the option's rule.
+
+    >>> check_options("ddim", {"eta": Option(0.0, Between(0, 1))}, {"eta": 2})
+    Traceback (most recent call last):
+    ValueError: ddim: eta=2 is not a number from 0 to 1
+    """
+    for name, value in given.items():
+        option = lookup(f"option of {owner}", name, known)
+        if not option.rule.allows(value):
+            raise ValueError(f"{owner}: {name}={value!r} is not {option.rule}")

@@ -1,0 +1,125 @@
+r"""Time grids: where a solver's steps begin and end.
+
+A grid of N steps has N + 1 knots from t_max (noise) down to t_min (data), in float64, with λ strictly
+increasing and both endpoints exact. A grid of one's own is one function in ``GRIDS`` that returns a λ or t
+for each fraction of the way; explicit times are passed as a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from sdekit.names import Between, check_options, lookup, options_of, parse
+from sdekit.process import Knot, Process
+
+GridSpec = str | Sequence[float]
+
+
+def _line(first: float, last: float, fraction: float) -> float:
+    return first + fraction * (last - first)
+
+
+def time(process: Process, fraction: float) -> float:
+    """Uniform in t."""
+    return _line(process.t_max, process.t_min, fraction)
+
+
+def time_quadratic(process: Process, fraction: float) -> float:
+    """Uniform in √t (Song, Meng & Ermon 2021, DDIM, appendix D.2)."""
+    return _line(math.sqrt(process.t_max), math.sqrt(process.t_min), fraction) ** 2
+
+
+def logsnr(process: Process, fraction: float) -> float:
+    """Uniform in λ = log(α/σ) (Lu et al. 2022, DPM-Solver, section 3.3)."""
+    first, last = process.half_log_snr(process.t_max), process.half_log_snr(process.t_min)
+    return process.t_of_half_log_snr(_line(first, last, fraction))
+
+
+def karras(process: Process, fraction: float, *, rho: Annotated[float, Between(1, 100)] = 7.0) -> float:
+    """Uniform in (σ/α)^{1/ρ} (Karras et al. 2022, eq. 5)."""
+    ends = (math.exp(-process.half_log_snr(t) / rho) for t in (process.t_max, process.t_min))
+    return process.t_of_half_log_snr(-rho * math.log(_line(*ends, fraction)))
+
+
+def cosine(process: Process, fraction: float) -> float:
+    """Uniform in the angle arctan(σ/α): the times at which a cosine schedule would be uniform in t."""
+    ends = (math.atan(math.exp(-process.half_log_snr(t))) for t in (process.t_max, process.t_min))
+    return process.t_of_half_log_snr(-math.log(math.tan(_line(*ends, fraction))))
+
+
+GRIDS: dict[str, Callable[..., float]] = {
+    "time": time,
+    "time-quadratic": time_quadratic,
+    "logsnr": logsnr,
+    "karras": karras,
+    "cosine": cosine,
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The knots of a run and how many network evaluations each step may use.
+
+    Iterating gives each step as (from, to, evaluations).
+
+    >>> from sdekit.process import VP
+    >>> [round(knot.t, 4) for knot in Grid.make(VP(), "time", 2).knots]
+    [1.0, 0.5005, 0.001]
+    """
+
+    process: Process
+    knots: tuple[Knot, ...]
+    evaluations: tuple[int, ...]
+
+    @classmethod
+    def make(cls, process: Process, spec: GridSpec, evaluations: int | Sequence[int]) -> Grid:
+        """The grid ``spec`` with one step for each entry of ``evaluations`` (or that many of one each).
+
+        Args:
+            spec: a name in ``GRIDS``, with options as in ``"karras(rho=5)"``, or the times themselves,
+                strictly decreasing, within [t_min, t_max].
+
+        Raises ValueError for an unknown name, a non-monotone or out-of-range grid, or a wrong count.
+        """
+        budget = (1,) * evaluations if isinstance(evaluations, int) else tuple(evaluations)
+        if isinstance(spec, str):
+            times = _named_times(process, spec, len(budget))
+        else:
+            times = _explicit_times(process, [float(t) for t in spec], len(budget))
+        knots = tuple(process.knot(t) for t in times)
+        for s, t in zip(knots, knots[1:]):
+            if not s.half_log_snr < t.half_log_snr < math.inf:
+                raise ValueError(f"grid={spec!r}: half_log_snr must increase, but t={s.t} -> {t.t} does not")
+        return cls(process, knots, budget)
+
+    def __iter__(self) -> Iterator[tuple[Knot, Knot, int]]:
+        return zip(self.knots, self.knots[1:], self.evaluations)
+
+    def between(self, s: Knot, t: Knot, fraction: float) -> Knot:
+        """The knot at λ_s + fraction (λ_t − λ_s)."""
+        return self.process.knot_at(_line(s.half_log_snr, t.half_log_snr, fraction))
+
+
+def _named_times(process: Process, spec: str, steps: int) -> list[float]:
+    name, options = parse(spec)
+    function = lookup("grid", name, GRIDS)
+    check_options(name, options_of(function), options)
+    inner = [function(process, i / steps, **options) for i in range(1, steps)]
+    return [process.t_max, *inner, process.t_min]
+
+
+def _explicit_times(process: Process, times: list[float], steps: int) -> list[float]:
+    if len(times) != steps + 1:
+        raise ValueError(f"grid: {len(times)} times given, {steps} steps need {steps + 1}")
+    for s, t in zip(times, times[1:]):
+        if not s > t:
+            raise ValueError(f"grid: times must strictly decrease, from noise to data, but {s} is followed by {t}")
+    if not (times[0] <= process.t_max and times[-1] >= process.t_min):
+        raise ValueError(
+            f"grid: times from {times[0]} to {times[-1]} leave the process's range"
+            f" [t_min, t_max] = [{process.t_min}, {process.t_max}]"
+        )
+    return times

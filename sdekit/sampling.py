@@ -1,0 +1,231 @@
+"""The loop: run a solver's table on a model."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdekit.grid import GridSpec
+from sdekit.names import unknown
+from sdekit.noise import normal
+from sdekit.process import Knot, Process
+from sdekit.solvers import Solver, get
+from sdekit.solvers.registry import check_count
+from sdekit.solvers.tableau import Plan, Row
+
+Callback = Callable[[int, float, Tensor], None]
+Draws = Callable[[float, float], Tensor]
+
+
+class Model(Protocol):
+    """What the loop asks of a model; ``ScoreModel`` is one, and so is whatever wraps it."""
+
+    nfe: int
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def predict(self, kind: str, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What ``sample`` returns.
+
+    Attributes:
+        x: samples [n, *event].
+        nfe: network evaluations that each sample took.
+        t: the times of ``trajectory``; the denoised state stands at t = 0.
+        trajectory: states at those times [len(t), n, *event] with ``keep="all"``, otherwise None.
+        seed: the seed that repeats the run.
+    """
+
+    x: Float[Tensor, "n *event"]
+    nfe: int
+    t: tuple[float, ...]
+    trajectory: Float[Tensor, "times n *event"] | None
+    seed: int
+
+
+def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -> Iterator[tuple[Knot, Tensor]]:
+    """Run the plan's rows from x and yield each committed (knot, x). Differentiable; no host read.
+
+    ``draw(start, end)`` gives the unit Wiener increment over that λ-interval, of x's shape.
+
+    >>> from sdekit import ScoreModel, VP
+    >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
+    >>> states = march(plan, ScoreModel(lambda x, t: x, VP()), torch.ones(1, 2), draw=None)
+    >>> len(list(states))
+    3
+    """
+    anchor, here = x, plan.start
+    history: deque[Tensor] = deque(maxlen=plan.memory)
+    for row in plan.rows:
+        if row.evaluate:
+            history.appendleft(model.predict(plan.predicts, x, here.t, **conditions))
+        x, here = _combine(row, anchor, history, draw), row.to
+        if row.commit:
+            anchor = x
+            yield here, x
+
+
+def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+    """anchor·x + Σ_j b_j F_{−j} + Σ_k c_k z_k."""
+    x = anchor * row.anchor
+    for b, F in zip(row.history, history):  # noqa: N806
+        x = x + b * F if isinstance(b, Tensor) else x.add_(F, alpha=b)
+    for c in row.noise:
+        x = x + c.coefficient * draw(c.start, c.end)
+    return x
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    solver: str | Solver = "dpmpp-2m",
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: GridSpec = "logsnr",
+    seed: int | None = None,
+    start: Tensor | None = None,
+    final: str = "denoise",
+    keep: str = "last",
+    callback: Callback | None = None,
+    progress: bool = False,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    **conditions: Any,
+) -> Solution:
+    """Draw samples: solve from t_max to t_min with a solver of the registry.
+
+    Args:
+        model: a ``ScoreModel``, or what wraps one.
+        shape: [n, *event] of the samples.
+        solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``.
+        nfe: network evaluations for each sample, exact, the final denoising among them.
+        steps: the number of steps, instead of ``nfe``.
+        grid: a name in ``grid.GRIDS`` or the times, decreasing.
+        seed: sample i gets the same noise for the same seed, whatever ``batch_size`` or device; None draws one.
+        start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
+        final: ``"denoise"`` returns x_0 as predicted at t_min, ``"none"`` the state at t_min.
+        keep: ``"all"`` keeps the state at every knot in ``trajectory``.
+        callback: called as ``callback(step, t, x)`` after each step of each batch.
+        progress: show a progress bar on stderr.
+        batch_size: samples run at once (default: all).
+        dtype: of the state; ignored where ``start`` gives one.
+        device: of the state; by default the model's.
+        conditions: passed to the network; a tensor whose first dimension is n is split with the batch.
+
+    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes that do not fit.
+
+    >>> from sdekit import ScoreModel, VP
+    >>> model = ScoreModel(lambda x, t: x, VP(), predicts="eps")
+    >>> out = sample(model, (4, 2), solver="ddim", nfe=5, seed=0)
+    >>> out.x.shape, out.nfe
+    (torch.Size([4, 2]), 5)
+    """
+    if keep not in ("last", "all"):
+        raise unknown("keep", keep, ("last", "all"))
+    n, *event = _check_shape(shape, start)
+    size = n if batch_size is None else batch_size
+    check_count("batch_size", size, 1, "it is how many samples run at once")
+    _check_conditions(model, conditions)
+    plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final)
+    seed = secrets.randbits(63) if seed is None else seed
+    where = torch.device(model.device if device is None else device)
+    dtype = dtype if start is None else start.dtype
+    before, batches = model.nfe, range(0, n, size)
+    kept: list[list[Tensor]] = []
+    with _bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
+        for first in batches:
+            samples = torch.arange(first, min(first + size, n), device=where)
+            noise = _Noise(plan, seed, samples, tuple(event), dtype)
+            x = noise.start() if start is None else start[first : first + size].to(where)
+            states = [x]
+            parts = {name: _part(value, n, first, size) for name, value in conditions.items()}
+            for step, (knot, x) in enumerate(march(plan, model, x, noise, **parts)):
+                states = [*states, x] if keep == "all" else [x]
+                if callback is not None:
+                    callback(step, knot.t, x)
+                advance()
+            kept.append(states)
+    joined = [torch.cat(states) for states in zip(*kept)]
+    all_times = (plan.start.t, *(row.to.t for row in plan.rows if row.commit))
+    times, trajectory = (all_times, torch.stack(joined)) if keep == "all" else (all_times[-1:], None)
+    return Solution(joined[-1], (model.nfe - before) // len(batches), times, trajectory, seed)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Independent normals for each distinct λ-interval of a plan; the start is draw 0."""
+
+    plan: Plan
+    seed: int
+    samples: Tensor
+    event: tuple[int, ...]
+    dtype: torch.dtype
+
+    def start(self) -> Tensor:
+        return normal(self.seed, 0, self.samples, self.event, self.dtype) * self.plan.start.sigma
+
+    def __call__(self, start: float, end: float) -> Tensor:
+        draw = 1 + self.plan.intervals.index((start, end))
+        return normal(self.seed, draw, self.samples, self.event, self.dtype)
+
+
+def _part(value: Any, n: int, first: int, size: int) -> Any:
+    batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
+    return value[first : first + size] if batched else value
+
+
+def _check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
+    sizes = list(shape)
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"shape={tuple(sizes)}: it must be [n, *event], whole numbers of at least 1")
+    if start is not None and list(start.shape) != sizes:
+        raise ValueError(f"start has shape {list(start.shape)}, shape says {sizes}: they must be equal")
+    if start is not None and not start.is_floating_point():
+        raise ValueError(f"start has dtype {start.dtype}: it must be a floating-point type")
+    return sizes
+
+
+def _check_conditions(model: Model, conditions: dict[str, Any]) -> None:
+    """A misspelt argument of ``sample`` would reach the network: name it before the run."""
+    net = getattr(model, "net", None)
+    if not conditions or net is None:
+        return
+    known = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in conditions:
+        if name not in known:
+            own = [word for word in inspect.signature(sample).parameters if word != "conditions"]
+            raise unknown("argument of sample or of the network", name, [*own, *list(known)[2:]])
+
+
+@contextmanager
+def _bar(show: bool, total: int) -> Iterator[Callable[[], object]]:
+    if not show:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("sampling", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,169 @@
+"""The registry: a solver is a function from a grid to rows, with its name, order and citation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from sdekit.grid import Grid, GridSpec
+from sdekit.names import Option, check_options, lookup, options_of, parse
+from sdekit.prediction import PREDICTIONS, convert
+from sdekit.process import VP, Process
+from sdekit.solvers.tableau import DATA, Plan, Row
+
+Rows = Callable[..., Iterator[Row]]
+Split = Callable[[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver: ``rows(grid, **options)`` yields its table.
+
+    Attributes:
+        order: the global order that a test measures (for a stochastic solver: the weak order).
+        predicts: the prediction its rows are written for.
+        evaluations: network evaluations of one full step.
+        reference: paper and equation.
+        split: evaluations of each step for a budget; by default full steps and one step for the rest.
+        options: the values chosen, where they differ from the defaults.
+    """
+
+    name: str
+    rows: Rows = field(repr=False)
+    order: int
+    predicts: str
+    evaluations: int
+    reference: str
+    split: Split = field(repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def available(self) -> dict[str, Option]:
+        """Every option with its default and rule."""
+        return options_of(self.rows)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the solver's docstring."""
+        return (inspect.getdoc(self.rows) or "").partition("\n")[0]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise with these options."""
+        return bool(self.plan(VP(), steps=3).intervals)
+
+    def plan(
+        self,
+        process: Process,
+        *,
+        nfe: int | None = None,
+        steps: int | None = None,
+        grid: GridSpec = "logsnr",
+        final: str = "denoise",
+    ) -> Plan:
+        """The table of a run of ``nfe`` evaluations or of ``steps`` steps.
+
+        Args:
+            nfe: evaluations in all, the final denoising among them; exact. A rest that is too small
+                for a full step becomes one step of lower order.
+            steps: steps, each with its full number of evaluations, instead of ``nfe``.
+            grid: a grid's name or its times; times alone say the number of steps.
+            final: ``"denoise"`` ends with x_0 as predicted at t_min (one evaluation), ``"none"`` at x(t_min).
+
+        Raises ValueError for a budget too small, or an nfe and a grid that contradict each other.
+
+        >>> get("ddim").plan(VP(), nfe=5).nfe
+        5
+        """
+        last = lookup("final", final, _FINAL)
+        budget = self._budget(nfe, steps, grid, last)
+        knots = Grid.make(process, grid, budget)
+        rows = list(self.rows(knots, **self.options))
+        if last:
+            c_x, c_F = convert(self.predicts, "x0", process, knots.knots[-1].t)  # noqa: N806
+            rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
+        plan = Plan(knots.knots[0], tuple(rows), self.predicts)
+        if plan.nfe != sum(budget) + last:
+            raise ValueError(f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned")
+        return plan
+
+    def _budget(self, nfe: int | None, steps: int | None, grid: GridSpec, last: int) -> Sequence[int]:
+        if nfe is not None and steps is not None:
+            raise ValueError(f"nfe={nfe} and steps={steps}: give one of them")
+        if nfe is not None:
+            check_count("nfe", nfe, 1 + last, f"{self.name!r} needs one for a step" + " and one to denoise" * last)
+            return self.split(nfe - last)
+        if steps is None:
+            if isinstance(grid, str):
+                raise ValueError("nfe or steps: give one of them, or a grid of explicit times")
+            steps = len(grid) - 1
+        check_count("steps", steps, 1, "a run takes at least one step")
+        # the largest budget that makes this many steps
+        return next(self.split(b - 1) for b in count(steps + 1) if len(self.split(b)) > steps)
+
+
+_FINAL = {"denoise": 1, "none": 0}
+_SOLVERS: dict[str, Solver] = {}
+
+
+def check_count(name: str, value: int, low: int, why: str) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least ``low``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")
+
+
+def full_steps(evaluations: int) -> Split:
+    """Steps of ``evaluations`` each, and one step for the rest (Lu et al. 2022, DPM-Solver-fast's rule).
+
+    >>> full_steps(2)(5)
+    [2, 2, 1]
+    """
+    return lambda budget: [evaluations] * (budget // evaluations) + [budget % evaluations] * (budget % evaluations > 0)
+
+
+def register(
+    name: str, *, order: int, predicts: str, reference: str, evaluations: int = 1, split: Split | None = None
+) -> Callable[[Rows], Rows]:
+    """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
+
+    A solver's options are its keyword-only parameters, each ``Annotated`` with ``Between`` or ``OneOf``.
+    Raises ValueError for a name that is taken.
+    """
+
+    def add(rows: Rows) -> Rows:
+        if name in _SOLVERS:
+            raise ValueError(f"a solver named {name!r} is registered already")
+        lookup("prediction", predicts, PREDICTIONS)
+        options_of(rows)
+        _SOLVERS[name] = Solver(name, rows, order, predicts, evaluations, reference, split or full_steps(evaluations))
+        return rows
+
+    return add
+
+
+def names() -> list[str]:
+    """The registered solvers, sorted.
+
+    >>> "ddim" in names()
+    True
+    """
+    return sorted(_SOLVERS)
+
+
+def get(spec: str | Solver) -> Solver:
+    """The solver of that name, with options as in ``"ddim(eta=0.5)"``.
+
+    Raises ValueError for an unknown name, option, or value.
+
+    >>> get("ddim").stochastic, get("ddim(eta=1.0)").stochastic
+    (False, True)
+    """
+    if isinstance(spec, Solver):
+        return spec
+    name, options = parse(spec)
+    solver = lookup("solver", name, _SOLVERS)
+    check_options(name, solver.available, options)
+    return replace(solver, options=options)

@@ -1,0 +1,124 @@
+r"""A solver's whole run as a table of float64 numbers, and the integrals its entries are made of.
+
+A row computes  x ← a·anchor + Σ_j b_j F_{−j} + Σ_k c_k z_k  where F are the network's predictions, newest
+first, and z_k the unit Wiener increment over a stated λ-interval. It may evaluate the network first, at
+the knot where x then lies, and it may commit x as the new anchor. That is every explicit solver:
+
+    one-step        evaluate, commit
+    multistep       evaluate, commit, several b
+    multi-stage     evaluate, evaluate, …, commit at the last
+    predictor–corrector   a row that moves x without committing; the next evaluates there and commits
+    churn, restart  a row with noise and no evaluation
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from sdekit.process import Knot
+
+Coefficient = float | Tensor
+
+DATA = Knot(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=math.inf)
+"""Where x lies after the final denoising."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """c·z, with z the unit Wiener increment over [start, end] in λ; equal intervals are the same z."""
+
+    coefficient: Coefficient
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """x ← anchor·(the anchor) + Σ_j history[j]·F_{−j} + Σ noise, after which x lies at ``to``."""
+
+    to: Knot
+    anchor: Coefficient
+    history: tuple[Coefficient, ...] = ()
+    noise: tuple[Draw, ...] = ()
+    evaluate: bool = True
+    commit: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a run from ``start``, written for predictions of kind ``predicts``.
+
+    ``print(plan)`` shows the table.
+
+    >>> row = Row(to=DATA, anchor=1.0, history=(-0.5,))
+    >>> Plan(Knot(1.0, 1.0, 0.5, math.log(2)), (row,), "eps").nfe
+    1
+    """
+
+    start: Knot
+    rows: tuple[Row, ...]
+    predicts: str
+
+    def __post_init__(self) -> None:
+        evaluations = 0
+        for i, row in enumerate(self.rows):
+            evaluations += row.evaluate
+            if len(row.history) > evaluations:
+                raise ValueError(f"row {i} uses {len(row.history)} predictions, but only {evaluations} were made")
+        if not self.rows or not self.rows[-1].commit:
+            raise ValueError("the last row of a plan must commit: its x is the result")
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations in the plan."""
+        return sum(row.evaluate for row in self.rows)
+
+    @property
+    def memory(self) -> int:
+        """How many past predictions the run holds at most."""
+        return max(1, *(len(row.history) for row in self.rows))
+
+    @cached_property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """The distinct λ-intervals over which noise is drawn, in order of first use."""
+        found = dict.fromkeys((draw.start, draw.end) for row in self.rows for draw in row.noise)
+        return tuple(found)
+
+    def __str__(self) -> str:
+        lines = [f"x at t={self.start.t:.6g}; F = {self.predicts}; NFE {self.nfe}"]
+        lines.append(f"{'to t':>10}  {'evaluate':8}  {'commit':6}  {'anchor':>12}  history (newest first); noise")
+        for row in self.rows:
+            history = "  ".join(_number(b) for b in row.history)
+            noise = "".join(f"  {_number(d.coefficient)} z[{d.start:.4g}, {d.end:.4g}]" for d in row.noise)
+            flags = f"{'yes' if row.evaluate else '':8}  {'yes' if row.commit else '':6}"
+            lines.append(f"{row.to.t:>10.6g}  {flags}  {_number(row.anchor)}  {history}{';' if noise else ''}{noise}")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value: Coefficient) -> str:
+    return f"tensor{list(value.shape)}" if isinstance(value, Tensor) else f"{value:>12.6g}"
+
+
+def phi(order: int, h: float) -> float:
+    """φ_k(h) = ∫_0^1 e^{(1−u)h} u^{k−1}/(k−1)! du: φ_0 = e^h, φ_{k+1} = (φ_k − 1/k!)/h.
+
+    The functions of exponential integrators (Hochbruck & Ostermann 2010, eq. 2.10), to rounding at any h.
+
+    >>> phi(1, 0.0), phi(2, 0.0), round(phi(1, 1.0) - math.expm1(1.0), 15)
+    (1.0, 0.5, 0.0)
+    """
+    if abs(h) < 1:
+        term, total, n = 1 / math.factorial(order), 0.0, order
+        while total + term != total:
+            total += term
+            n += 1
+            term *= h / n
+        return total
+    value = math.exp(h)
+    for k in range(order):
+        value = (value - 1 / math.factorial(k)) / h
+    return value
