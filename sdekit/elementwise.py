@@ -24,10 +24,8 @@ Scalar = TypeVar("Scalar", float, Tensor)
 
 
 def _either(on_float: Callable[..., float], on_tensor: Callable[..., Tensor]) -> Callable[..., Scalar]:
-    def function(*values: Scalar) -> Scalar:
-        if any(isinstance(value, Tensor) for value in values):
-            return on_tensor(*values)
-        return on_float(*values)
+    def function(first: Scalar, *rest: Scalar) -> Scalar:
+        return on_tensor(first, *rest) if isinstance(first, Tensor) else on_float(first, *rest)
 
     return function
 

@@ -98,11 +98,11 @@ class ScoreModel:
     def predict(self, kind: str, x: State, t: Time, **conditions: Any) -> State:
         """The prediction ``kind`` at (x, t) from one network call; t is a float, 0-d or [batch]."""
         output = self._call(x, t, conditions)
+        if kind == self.predicts:
+            return output
         c_x, c_F = convert(self.predicts, kind, self.process, t)  # noqa: N806
         if isinstance(c_F, float) and isinstance(c_x, float):
-            if c_x == 0.0:
-                return output if c_F == 1.0 else output * c_F
-            return torch.add(x * c_x, output, alpha=c_F)
+            return torch.add(x * c_x, output, alpha=c_F) if c_x else output * c_F
         return match(c_x, x) * x + match(c_F, x) * output
 
     def eps(self, x: State, t: Time, **conditions: Any) -> State:

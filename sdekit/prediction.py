@@ -17,6 +17,7 @@ A prediction of one's own is one more entry of ``PREDICTIONS``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -24,8 +25,9 @@ from sdekit.names import lookup
 from sdekit.process import Process
 
 Weights = tuple["float | Tensor", "float | Tensor"]
+WeightsOf = Callable[[Process, "float | Tensor"], Weights]
 
-PREDICTIONS: dict[str, Callable[[Process, "float | Tensor"], Weights]] = {
+PREDICTIONS: dict[str, WeightsOf] = {
     "eps": lambda process, t: (0.0, 1.0),
     "x0": lambda process, t: (1.0, 0.0),
     "score": lambda process, t: (0.0, -1 / process.sigma(t)),
@@ -45,11 +47,19 @@ def convert(source: str, target: str, process: Process, t: float | Tensor) -> We
     >>> c_x, round(c_F * VP().sigma(0.5), 12)
     (0.0, -1.0)
     """
-    weights = lookup("prediction", source, PREDICTIONS), lookup("prediction", target, PREDICTIONS)
+    of_source, of_target = lookup("prediction", source, PREDICTIONS), lookup("prediction", target, PREDICTIONS)
     if source == target:
         return 0.0, 1.0
-    (a, b), (a_new, b_new) = (of(process, t) for of in weights)
+    solve = _solve if isinstance(t, Tensor) else _solve_once
+    return solve(of_source, of_target, process, t)
+
+
+def _solve(of_source: WeightsOf, of_target: WeightsOf, process: Process, t: float | Tensor) -> Weights:
+    (a, b), (a_new, b_new) = of_source(process, t), of_target(process, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     # x and F as functions of x_0 and ε, solved for x_0 and ε: a 2×2 system with this determinant
     determinant = a * sigma - b * alpha
     return (b_new * a - a_new * b) / determinant, (a_new * sigma - b_new * alpha) / determinant
+
+
+_solve_once = lru_cache(maxsize=4096)(_solve)  # a solver asks for the same knots at every batch and run

@@ -110,7 +110,8 @@ class Process:
 
     def knot(self, t: float) -> Knot:
         """The grid point at time t."""
-        return Knot(t, self.alpha(t), self.sigma(t), self.half_log_snr(t))
+        log_alpha, log_sigma = self.log_alpha(t), self.log_sigma(t)
+        return Knot(t, math.exp(log_alpha), math.exp(log_sigma), log_alpha - log_sigma)
 
     def knot_at(self, half_log_snr: float) -> Knot:
         """The grid point at λ = ``half_log_snr``."""
@@ -405,6 +406,9 @@ class DiscreteVP(_VariancePreserving):
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "t_min", 1 / len(betas))
         object.__setattr__(self, "_log_alpha", LinearTable(tuple(log_alphas)))
+
+    def __hash__(self) -> int:  # the whole table's hash would cost more than a step of a solver
+        return hash((DiscreteVP, self.steps, self._log_alpha.values[-1]))
 
     @classmethod
     def linear(cls, steps: int = 1000) -> DiscreteVP:

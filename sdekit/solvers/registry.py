@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from sdekit.grid import Grid, GridSpec
+from sdekit.grid import GRIDS, Grid, GridSpec
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import VP, Process
@@ -38,7 +39,7 @@ class Solver:
     evaluations: int
     reference: str
     split: Split = field(repr=False)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def available(self) -> dict[str, Option]:
@@ -78,10 +79,15 @@ class Solver:
         >>> get("ddim").plan(VP(), nfe=5).nfe
         5
         """
+        spec = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
+        function = GRIDS.get(parse(spec)[0]) if isinstance(spec, str) else None
+        return _plan(self, process, nfe, steps, spec, function, final)
+
+    def _plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
         last = lookup("final", final, _FINAL)
         budget = self._budget(nfe, steps, grid, last)
         knots = Grid.make(process, grid, budget)
-        rows = list(self.rows(knots, **self.options))
+        rows = list(self.rows(knots, **dict(self.options)))
         if last:
             c_x, c_F = convert(self.predicts, "x0", process, knots.knots[-1].t)  # noqa: N806
             rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
@@ -103,6 +109,14 @@ class Solver:
         check_count("steps", steps, 1, "a run takes at least one step")
         # the largest budget that makes this many steps
         return next(self.split(b - 1) for b in count(steps + 1) if len(self.split(b)) > steps)
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    solver: Solver, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, key: object, final: str
+) -> Plan:
+    # a run's table is the same for every batch and seed; ``key`` tells two grids of one name apart
+    return solver._plan(process, nfe, steps, grid, final)
 
 
 _FINAL = {"denoise": 1, "none": 0}
@@ -166,4 +180,4 @@ def get(spec: str | Solver) -> Solver:
     name, options = parse(spec)
     solver = lookup("solver", name, _SOLVERS)
     check_options(name, solver.available, options)
-    return replace(solver, options=options)
+    return replace(solver, options=tuple(sorted(options.items())))
