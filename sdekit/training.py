@@ -1,0 +1,273 @@
+r"""Training: denoising score matching, time sampling, EMA, and a loop that survives a kill.
+
+Everything random in a step (which images, which times, which noise) is a pure function of (seed, step). So a
+checkpoint is the weights, their average, Adam's moments and a step number, and a run that was killed and
+resumed ends with the same bits as one that was not, on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from sdekit import noise
+from sdekit.model import ScoreModel
+from sdekit.names import lookup
+from sdekit.prediction import PREDICTIONS
+from sdekit.process import Process, State, match
+
+_ORDER, _OFFSET, _LABELS = 1, 2, 3  # streams of one seed
+
+
+def denoising_loss(
+    model: ScoreModel, x0: State, t: Float[Tensor, "batch"], eps: State, **conditions: Any
+) -> Float[Tensor, "batch"]:
+    r"""‖F(x_t, t) − F*‖² / d per sample: F is what the network predicts, F* = a x_0 + b ε, x_t = α x_0 + σ ε.
+
+    Its minimiser over F is E[F* | x_t], for eps −σ times the score (Vincent 2011; Ho et al. 2020, eq. 14).
+
+    Args:
+        x0: clean data [batch, *event].
+        t: times [batch].
+        eps: standard normal noise of x0's shape.
+        conditions: passed to the network.
+
+    >>> from sdekit.process import VP
+    >>> model = ScoreModel(lambda x, t: torch.zeros_like(x), VP(), predicts="eps")
+    >>> denoising_loss(model, torch.zeros(2, 4), torch.tensor([0.1, 0.9]), torch.full((2, 4), 2.0))
+    tensor([4., 4.])
+    """
+    a, b = PREDICTIONS[model.predicts](model.process, t)
+    target = match(a, x0) * x0 + match(b, x0) * eps
+    output = model.predict(model.predicts, model.process.perturb(x0, t, eps), t, **conditions)
+    return (output - target).square().flatten(1).mean(1)
+
+
+def uniform_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Times and weights at quantiles u: E[w L(t)] is the mean of L over t in [t_min, t_max].
+
+    >>> from sdekit.process import VE
+    >>> uniform_times(VE(), torch.tensor([0.25]))
+    (tensor([0.2500]), tensor([1.]))
+    """
+    return process.t_min + (process.t_max - process.t_min) * u, torch.ones_like(u)
+
+
+def importance_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Times uniform in half-log-SNR: E[w L(t)] = ½ ∫ g²/σ² L(t) dt over [t_min, t_max].
+
+    With L the ε-loss that is the likelihood weighting, and drawing t in proportion to g²/σ² = −2 dλ/dt the importance
+    sampling of Song et al. 2021 (Maximum likelihood training, section 5.1); the weight is the constant range of λ.
+
+    >>> from sdekit.process import VE
+    >>> t, w = importance_times(VE(0.1, 10.0), torch.tensor([0.5]))
+    >>> round(t.item(), 6), round(w.item(), 6) == round(math.log(100), 6)
+    (0.5, True)
+    """
+    high, low = process.half_log_snr(process.t_min), process.half_log_snr(process.t_max)
+    t = process.t_of_half_log_snr(high + (low - high) * u)
+    return t.clamp(process.t_min, process.t_max), torch.full_like(u, high - low)
+
+
+TIME_SAMPLERS: dict[str, Callable[[Process, Tensor], tuple[Tensor, Tensor]]] = {
+    "uniform": uniform_times,
+    "importance": importance_times,
+}
+
+
+def _generator(*parts: int) -> torch.Generator:
+    return torch.Generator().manual_seed(noise.key(*parts))
+
+
+def stratified(count: int, seed: int, step: int, device: torch.device | str = "cpu") -> Float[Tensor, "count"]:
+    """(i + U)/count with one U in [0, 1) for each (seed, step): each value alone is uniform, the mean varies little.
+
+    Kingma et al. 2021, appendix I.1.
+
+    >>> u = stratified(4, seed=0, step=0)
+    >>> torch.equal((u * 4).floor(), torch.arange(4.0))
+    True
+    """
+    offset = (noise.key(seed, _OFFSET, step) >> 32) * 2.0**-32
+    return (torch.arange(count, dtype=torch.float32, device=device) + offset) / count
+
+
+def batch_rows(count: int, batch: int, seed: int, step: int) -> Int[Tensor, "batch"]:
+    """Which of ``count`` rows step number ``step`` sees: each epoch is a permutation, batches run on across epochs.
+
+    >>> torch.cat([batch_rows(6, 4, seed=0, step=s) for s in range(3)]).bincount().tolist()
+    [2, 2, 2, 2, 2, 2]
+    """
+    first = step * batch
+    epochs = range(first // count, (first + batch - 1) // count + 1)
+    order = [torch.randperm(count, generator=_generator(seed, _ORDER, epoch)) for epoch in epochs]
+    return torch.cat(order)[first - epochs[0] * count :][:batch]
+
+
+def lerp_weights(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
+    """average ← decay · average + (1 − decay) · weights, in place.
+
+    >>> average = [torch.zeros(2)]
+    >>> lerp_weights(average, [torch.ones(2)], 0.75)
+    >>> average
+    [tensor([0.2500, 0.2500])]
+    """
+    torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Adam with linear warm-up, a cosine to zero, and an exponential average of the weights.
+
+    The average's decay after n steps is min(ema, (1 + n)/(10 + n)), so that early weights are forgotten.
+    """
+
+    steps: int
+    lr: float
+    warmup: int = 100
+    ema: float = 0.999
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step ``step``, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def ema_at(self, step: int) -> float:
+        """The average's decay at step ``step``, counted from 0."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often (seconds) the loop writes its state; ``every=0`` writes it after each step."""
+
+    path: Path
+    every: float = 20.0
+
+
+def fit(
+    net: nn.Module,
+    loss_at: Callable[[nn.Module, int], Tensor],
+    plan: Optimisation,
+    identity: Mapping[str, Any],
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+) -> nn.Module:
+    """Minimise ``loss_at(net, step)`` from the weights that ``net`` has; returns the averaged network.
+
+    ``net`` is trained in place. Where the checkpoint exists the run goes on from it; ``identity`` (what
+    the result depends on, as JSON can hold it) must then be what it was. Ctrl-C finishes the step in hand,
+    writes the checkpoint and raises KeyboardInterrupt.
+
+    Raises ValueError for a checkpoint of another run.
+    """
+    average = copy.deepcopy(net).requires_grad_(False)
+    adam = torch.optim.Adam(net.parameters(), lr=plan.lr, betas=(0.9, 0.99))
+    state = _State(net, average, adam, json.dumps({**identity, **asdict(plan)}, sort_keys=True))
+    first = state.load(checkpoint.path) if checkpoint is not None and checkpoint.path.exists() else 0
+    saved = time.monotonic()
+    with _steps(first, plan.steps, progress) as steps, _deferred_interrupt() as interrupted:
+        for step, show in steps:
+            loss = _update(state, loss_at, plan, step)
+            show(loss)
+            due = checkpoint is not None and time.monotonic() - saved >= checkpoint.every
+            if checkpoint is not None and (due or interrupted.is_set()):
+                state.save(checkpoint.path, step + 1)
+                saved = time.monotonic()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    return average
+
+
+def _update(state: _State, loss_at: Callable[[nn.Module, int], Tensor], plan: Optimisation, step: int) -> Tensor:
+    for group in state.adam.param_groups:
+        group["lr"] = plan.lr_at(step)
+    state.adam.zero_grad()
+    loss = loss_at(state.net, step)
+    loss.backward()
+    state.adam.step()
+    weights = [parameter.detach() for parameter in state.net.parameters()]
+    lerp_weights(list(state.average.parameters()), weights, plan.ema_at(step))
+    return loss.detach()
+
+
+@dataclass(frozen=True)
+class _State:
+    net: nn.Module
+    average: nn.Module
+    adam: torch.optim.Optimizer
+    identity: str
+
+    def save(self, path: Path, step: int) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("net", "average", "adam")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            torch.save({"identity": self.identity, "step": step, **parts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # a kill leaves the old file or the new one, never half of one
+
+    def load(self, path: Path) -> int:
+        try:
+            stored = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(f"checkpoint {str(path)!r} cannot be read ({error}): delete it to start over") from error
+        if stored["identity"] != self.identity:
+            raise ValueError(f"checkpoint {str(path)!r} is of another run: {stored['identity']}, not {self.identity}")
+        for name in ("net", "average", "adam"):
+            getattr(self, name).load_state_dict(stored[name])
+        return stored["step"]
+
+
+@contextmanager
+def _steps(first: int, last: int, progress: bool) -> Iterator[Iterator[tuple[int, Callable[[Tensor], None]]]]:
+    """The steps still to do, each with a function that shows its loss, under a progress bar if wanted."""
+    if not progress:
+        yield ((step, lambda loss: None) for step in range(first, last))
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as bar:
+        task = bar.add_task("train", total=last, completed=first, loss=math.nan)
+
+        def show(loss: Tensor) -> None:
+            bar.advance(task)
+            completed = bar.tasks[0].completed
+            if completed % 20 == 0:  # reading the loss waits for the device
+                bar.update(task, loss=loss.item())
+
+        yield ((step, show) for step in range(first, last))
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is finished before it stops; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def once(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
