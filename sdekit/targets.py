@@ -19,6 +19,7 @@ True
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from sdekit.process import Process, State, Time, match
 
 LogProb = Float[Tensor, "batch"]
 
-_CHUNK = 1 << 22  # elements of the largest [batch, components, D] block of differences
+_BLOCK = 1 << 20  # elements in a block of differences; more leaves a CPU's cache and is slower
 _STREAM = 0x746172676574  # keeps a target's draws apart from those of a run with the same seed
 
 
@@ -326,7 +327,7 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([(x[:, None] - part).square().sum(-1) for part in _blocks(x, y)], dim=1)
+        return _by_block(x, y, lambda differences: differences.square().sum(-1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -341,11 +342,17 @@ class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
         (dx, _), (x, y) = grad_inputs, ctx.saved_tensors
-        return torch.cat([2 * ((x[:, None] - part) * dx[:, None]).sum(-1) for part in _blocks(x, y)], dim=1)
+        return _by_block(x, y, lambda differences: 2 * (differences * dx[:, None]).sum(-1))
 
 
-def _blocks(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    return y.split(max(1, _CHUNK // max(1, x.numel())))
+def _by_block(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """``reduce`` of the differences x_i − y_k [batch, block, D], a block of components at a time: [batch, K]."""
+    # filled in place: small results kept between large blocks would fragment the heap up to the size of all differences
+    result = x.new_empty(len(x), len(y))
+    block = max(1, _BLOCK // max(1, x.numel()))
+    for part, out in zip(y.split(block), result.split(block, dim=1), strict=True):
+        out.copy_(reduce(x[:, None] - part))
+    return result
 
 
 def _at_data(t: Time | None, process: Process | None) -> bool:
