@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ Callback = Callable[[int, float, Tensor], None]
 Draws = Callable[[float, float], Tensor]
 
 
+@runtime_checkable
 class Model(Protocol):
     """What the loop asks of a model; ``ScoreModel`` is one, and so is whatever wraps it."""
 
@@ -66,7 +67,7 @@ def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -
 
     >>> from sdekit import ScoreModel, VP
     >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
-    >>> states = march(plan, ScoreModel(lambda x, t: x, VP()), torch.ones(1, 2), draw=None)
+    >>> states = march(plan, ScoreModel(lambda x, t: x, VP()), torch.ones(1, 2), draw=lambda start, end: torch.zeros(1, 2))
     >>> len(list(states))
     3
     """

@@ -26,7 +26,7 @@ def dpmpp_2m(grid: Grid) -> Iterator[Row]:
         previous = h
 
 
-@register("dpmpp-2m-sde", order=1, predicts="x0", reference=f"{_PAPER}, eq. 19 (SDE-DPM-Solver++(2M))")
+@register("dpmpp-2m-sde", order=2, predicts="x0", reference=f"{_PAPER}, eq. 19 (SDE-DPM-Solver++(2M))")
 def dpmpp_2m_sde(
     grid: Grid,
     *,

@@ -24,7 +24,7 @@ class Solver:
     """A solver: ``rows(grid, **options)`` yields its table.
 
     Attributes:
-        order: the global order that a test measures (for a stochastic solver: the weak order).
+        order: the global order that a test measures; for a stochastic solver the weak order on Gaussian data.
         predicts: the prediction its rows are written for.
         evaluations: network evaluations of one full step.
         reference: paper and equation.
@@ -123,7 +123,7 @@ _FINAL = {"denoise": 1, "none": 0}
 _SOLVERS: dict[str, Solver] = {}
 
 
-def check_count(name: str, value: int, low: int, why: str) -> None:
+def check_count(name: str, value: object, low: int, why: str) -> None:
     """Raise ValueError unless ``value`` is a whole number of at least ``low``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")

@@ -1,0 +1,187 @@
+r"""What every solver must obey, measured against truths that no solver computes.
+
+Order is measured twice. Deterministic runs on a 1-D mixture are compared with the exact flow map, which in one
+dimension is the monotone rearrangement F_s^{-1}(F_t(x)) of the marginals' distribution functions. Runs on Gaussian
+data are affine in the start and the noise, so their mean and variance are exact numbers, without Monte Carlo:
+``gaussian_moments``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.special import ndtr
+from torch import Tensor
+
+from sdekit.grid import GridSpec
+from sdekit.model import ScoreModel
+from sdekit.process import VP, Process, match
+from sdekit.sampling import march, sample
+from sdekit.solvers import Plan, Solver, get
+from sdekit.targets import GaussianMixture
+
+_MEANS, _STD, _WEIGHTS = (-1.5, 0.3, 1.0), 0.35, (0.3, 0.5, 0.2)
+_PROCESS = VP(t_min=0.02)
+_STARTS = np.linspace(-2.0, 2.0, 17)
+
+
+def _mixture() -> GaussianMixture:
+    means = torch.tensor(_MEANS, dtype=torch.float64)[:, None]
+    return GaussianMixture(means, _STD, weights=torch.tensor(_WEIGHTS, dtype=torch.float64))
+
+
+def _distribution(x: np.ndarray, t: float, process: Process) -> np.ndarray:
+    """The distribution function of the mixture's marginal at time t."""
+    std = math.hypot(process.alpha(t) * _STD, process.sigma(t))
+    parts = [w * ndtr((x - process.alpha(t) * mean) / std) for mean, w in zip(_MEANS, _WEIGHTS)]
+    return np.sum(parts, axis=0)
+
+
+def exact_flow(x: np.ndarray, t: float, s: float, process: Process) -> np.ndarray:
+    """Where the probability-flow ODE of the laws' mixture takes x from t to s, by bisection to rounding.
+
+    >>> bool(abs(exact_flow(np.array([0.3]), 0.5, 0.5, VP()) - 0.3) < 1e-12)
+    True
+    """
+    level = _distribution(x, t, process)
+    reach = 60 * max(process.sigma(s), 1.0)
+    low, high = np.full_like(x, -reach), np.full_like(x, reach)
+    for _ in range(100):
+        middle = (low + high) / 2
+        below = _distribution(middle, s, process) < level
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2
+
+
+def flow_error(solver: Solver | str, steps: int, grid: GridSpec = "logsnr", process: Process = _PROCESS) -> float:
+    """Largest error of a deterministic solver at t_min against the exact flow map of the laws' mixture."""
+    truth = exact_flow(_STARTS, process.t_max, process.t_min, process)
+    start = torch.tensor(_STARTS)[:, None]
+    model = _mixture().model(process)
+    out = sample(model, start.shape, solver=solver, steps=steps, grid=grid, start=start, final="none")
+    return float(np.abs(out.x[:, 0].numpy() - truth).max())
+
+
+def gaussian_moments(plan: Plan, process: Process, mean: float, std: float) -> tuple[float, float]:
+    """Mean and standard deviation of a plan's result on data N(mean, std²), exactly, starting from the true p_T.
+
+    The result is affine in the start and in each z: the plan runs once on the vector of those coefficients.
+
+    >>> plan = get("ddim").plan(VP(), nfe=1000, final="none")
+    >>> m, s = gaussian_moments(plan, VP(), mean=1.0, std=0.5)
+    >>> abs(m - VP().alpha(1e-3)) < 0.01
+    True
+    """
+    count = len(plan.intervals)
+    one, first, *rest = torch.eye(count + 2, dtype=torch.float64)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = match(process.alpha(t), x), match(process.sigma(t), x)
+        return sigma * (x - alpha * mean * one) / (alpha**2 * std**2 + sigma**2)
+
+    def draw(start: float, end: float) -> Tensor:
+        return rest[plan.intervals.index((start, end))][None]
+
+    here = plan.start
+    x = (here.alpha * mean * one + math.hypot(here.alpha * std, here.sigma) * first)[None]
+    for _, x in march(plan, ScoreModel(net, process), x, draw):  # noqa: B007
+        pass
+    return x[0, 0].item(), x[0, 1:].norm().item()
+
+
+def moment_error(solver: Solver | str, steps: int, grid: GridSpec = "logsnr", process: Process = _PROCESS) -> float:
+    """Error of mean and standard deviation at t_min on data N(1, 0.5²), the larger of the two."""
+    plan = get(solver).plan(process, steps=steps, grid=grid, final="none")
+    mean, std = gaussian_moments(plan, process, 1.0, 0.5)
+    alpha, sigma = process.alpha(process.t_min), process.sigma(process.t_min)
+    return max(abs(mean - alpha), abs(std - math.hypot(0.5 * alpha, sigma)))
+
+
+def measured_order(error: Callable[[int], float], steps: tuple[int, int] = (64, 128)) -> float:
+    """The slope of log error against log steps between two step counts.
+
+    >>> round(measured_order(lambda n: 3.0 / n**2), 6)
+    2.0
+    """
+    coarse, fine = (error(n) for n in steps)
+    return math.log(coarse / fine) / math.log(steps[1] / steps[0])
+
+
+def check_order(solver: Solver | str) -> None:
+    """The order stated is the order measured, within 0.3: of the flow map, and of the moments on Gaussian data."""
+    rule = get(solver)
+    errors = {"weak": lambda n: moment_error(rule, n)}
+    if not rule.stochastic:
+        errors["flow"] = lambda n: flow_error(rule, n)
+    for name, error in errors.items():
+        order = measured_order(error)
+        # on Gaussian data some solvers gain an order, on the mixture none may
+        assert order > rule.order - 0.3, f"{rule.name}: {name} order {order:.2f} measured, {rule.order} stated"
+        if name == "flow" or rule.stochastic:
+            assert order < rule.order + 0.3, f"{rule.name}: {name} order {order:.2f} measured, {rule.order} stated"
+
+
+def check_budget(solver: Solver | str) -> None:
+    """``nfe`` is exact for every budget, as planned and as counted at the network."""
+    rule = get(solver)
+    for nfe in range(2, 4 * rule.evaluations + 6):
+        model = ScoreModel(lambda x, t: x, VP())
+        out = sample(model, (1, 2), solver=rule, nfe=nfe, seed=0)
+        assert out.nfe == model.nfe == nfe, f"{rule.name}: {model.nfe} evaluations at nfe={nfe}"
+
+
+def check_constant(solver: Solver | str) -> None:
+    """A deterministic exponential solver is exact where the prediction it is written for is constant."""
+    rule = get(solver)
+    if rule.stochastic or rule.predicts not in ("eps", "x0", "flow"):
+        return
+    x = torch.tensor([[0.7]], dtype=torch.float64)
+    for steps in (1, 2, 3, 7):
+        plan = rule.plan(_PROCESS, steps=steps, final="none")
+        model = ScoreModel(lambda x, t: torch.full_like(x, 0.3), _PROCESS, predicts=rule.predicts)
+        *_, (end, out) = march(plan, model, x, _no_noise)
+        start = plan.start
+        truth = {
+            "eps": end.alpha / start.alpha * (0.7 - start.sigma * 0.3) + end.sigma * 0.3,
+            "x0": end.sigma / start.sigma * (0.7 - start.alpha * 0.3) + end.alpha * 0.3,
+            "flow": 0.7 + (end.t - start.t) * 0.3,
+        }[rule.predicts]
+        assert abs(out.item() - truth) < 1e-12 * max(1.0, start.sigma / start.alpha), f"{rule.name}: {steps} steps"
+
+
+def check_noise(solver: Solver | str) -> None:
+    """No noise is drawn by a deterministic solver; a stochastic one draws each interval within the run, forwards."""
+    rule = get(solver)
+    plan = rule.plan(_PROCESS, steps=5)
+    assert bool(plan.intervals) == rule.stochastic
+    for start, end in plan.intervals:
+        assert start < end, f"{rule.name}: noise over [{start}, {end}]"
+
+
+def check_prediction(solver: Solver | str) -> None:
+    """The samples do not depend on what the network predicts."""
+    results = [
+        sample(_mixture().model(_PROCESS, predicts), (5, 1), solver=solver, nfe=12, seed=1, dtype=torch.float64).x
+        for predicts in ("eps", "x0", "score", "v", "flow")
+    ]
+    for other in results[1:]:
+        assert torch.allclose(results[0], other, rtol=1e-9, atol=1e-9), f"{get(solver).name}: {results[0] - other}"
+
+
+def _no_noise(start: float, end: float) -> Tensor:
+    raise AssertionError(f"noise over [{start}, {end}] drawn by a deterministic solver")
+
+
+LAWS = (check_order, check_budget, check_constant, check_noise, check_prediction)
+
+
+def check_solver(solver: Solver | str) -> None:
+    """Hold a solver, one's own or a registered one, to every law; raises AssertionError with what was measured.
+
+    >>> check_solver("ddim")
+    """
+    for law in LAWS:
+        law(solver)

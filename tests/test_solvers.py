@@ -1,0 +1,198 @@
+"""Every registered solver: the laws, the registry, and the variance of the stochastic ones."""
+
+import math
+from typing import Annotated
+
+import pytest
+import torch
+
+import sdekit as sk
+from sdekit.solvers import Between, Draw, OneOf, Plan, Row, get, names, phi, register
+from sdekit.solvers.tableau import DATA
+from sdekit.testing import laws
+
+VARIANTS = ["ddpm(variance='large')", "ddim(eta=0.5)", "ddim(eta=1.0)", "euler-maruyama(noise_level=0.5)",
+            "euler-maruyama(noise_level=0.0)", "dpmpp-2m-sde(eta=0.5)", "dpmpp-2m-sde(correction='heun')",
+            "dpmpp-2m-sde(eta=0.0)", "unipc-2(variant='bh1')"]  # fmt: skip
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", [*names(), *VARIANTS])
+def test_law(name, law):
+    law(name)
+
+
+def test_a_wrong_order_fails_the_law():
+    wrong = sk.solvers.Solver("wrong", get("ddim").rows, 2, "eps", 1, "", get("ddim").split)
+    with pytest.raises(AssertionError, match="2 stated"):
+        laws.check_order(wrong)
+
+
+def test_a_wrong_weight_fails_the_law():
+    def rows(grid):
+        for s, t, _ in grid:
+            yield Row(to=t, anchor=t.alpha / s.alpha, history=(1.01 * (t.sigma - t.alpha * s.sigma / s.alpha),))
+
+    wrong = sk.solvers.Solver("wrong", rows, 1, "eps", 1, "", get("ddim").split)
+    with pytest.raises(AssertionError, match="steps"):
+        laws.check_constant(wrong)
+    with pytest.raises(AssertionError, match="order"):
+        laws.check_order(wrong)
+
+
+@pytest.mark.parametrize("steps", [30, 100, 1000])
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_variance_follows_the_papers_recursion(variance, steps):
+    """Ho et al. 2020, algorithm 2 with α_t, β_t, ᾱ_t of the table; data N(0, 0.5²)."""
+    process = sk.DiscreteVP.linear(steps)
+    betas = torch.tensor(process.betas, dtype=torch.float64)
+    alpha_bars = (1 - betas).cumprod(0)
+    var = (alpha_bars[-1] * 0.25 + 1 - alpha_bars[-1]).item()
+    for n in range(len(betas) - 1, 0, -1):
+        beta, bar, before = betas[n].item(), alpha_bars[n].item(), alpha_bars[n - 1].item()
+        eps = math.sqrt(1 - bar) / (bar * 0.25 + 1 - bar)  # E[ε | x] = eps · x
+        factor = (1 - beta / math.sqrt(1 - bar) * eps) / math.sqrt(1 - beta)
+        var = factor**2 * var + (beta if variance == "large" else beta * (1 - before) / (1 - bar))
+    plan = get(f"ddpm(variance={variance!r})").plan(process, steps=steps - 1, grid="time", final="none")
+    mean, std = laws.gaussian_moments(plan, process, 0.0, 0.5)
+    assert mean == 0
+    assert std**2 == pytest.approx(var, rel=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_euler_maruyama_variance_follows_its_recursion(eta):
+    process, std, steps = sk.VP(), 0.5, 20
+    dt = (process.t_max - process.t_min) / steps
+    var = process.alpha(1.0) ** 2 * std**2 + process.sigma(1.0) ** 2
+    for i in range(steps):
+        t = process.t_max - i * dt
+        beta = 0.1 + 19.9 * t
+        marginal = process.alpha(t) ** 2 * std**2 + process.sigma(t) ** 2
+        var = (1 + 0.5 * beta * dt - 0.5 * (1 + eta**2) * beta * dt / marginal) ** 2 * var + eta**2 * beta * dt
+    plan = get(f"euler-maruyama(noise_level={eta})").plan(process, steps=steps, grid="time", final="none")
+    assert laws.gaussian_moments(plan, process, 0.0, std)[1] ** 2 == pytest.approx(var, rel=1e-10)
+
+
+def test_ve_and_vp_give_the_same_exponential_samples():
+    """x/α of one is x of the other, knot by knot, where both see the same λ."""
+    vp = sk.VP()
+    ve = sk.VE(sigma_min=math.exp(-vp.half_log_snr(vp.t_min)), sigma_max=math.exp(-vp.half_log_snr(vp.t_max)))
+    target = laws._mixture()
+    start = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    for name in [*names(), *VARIANTS]:
+        if name.startswith("euler") or "large" in name:
+            continue  # Euler in t knows the clock of its process; β = 1 − α_t²/α_s² is the VP table's own
+        x_vp = sk.sample(target.model(vp), start.shape, solver=name, nfe=9, start=start, seed=3).x
+        scaled = start / vp.alpha(vp.t_max)
+        x_ve = sk.sample(target.model(ve), start.shape, solver=name, nfe=9, start=scaled, seed=3).x
+        assert torch.allclose(x_vp, x_ve, rtol=1e-9, atol=1e-9), name
+
+
+def test_dpm_solver_1_is_ddim():
+    plan = get("ddim").plan(sk.VP(), nfe=2)
+    # a rest of one evaluation makes DPM-Solver-2 and -3 take one step of order 1
+    for name in ("dpm-solver-2", "dpm-solver-3", "heun"):
+        (row, _), (other, _) = plan.rows, get(name).plan(sk.VP(), nfe=2).rows
+        assert other.anchor == row.anchor
+        assert other.history == pytest.approx(row.history, rel=1e-12)
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    for row, other in zip(get("ddim(eta=1.0)").plan(sk.VP(), nfe=9).rows, get("ddpm").plan(sk.VP(), nfe=9).rows):
+        assert row.history == pytest.approx(other.history, rel=1e-10)
+        assert [draw.coefficient for draw in row.noise] == pytest.approx([draw.coefficient for draw in other.noise])
+
+
+@pytest.mark.parametrize("order", range(5))
+@pytest.mark.parametrize("h", [-8.0, -1.0 - 1e-9, -1e-3, 1e-12, 0.4, 0.999, 1.0, 6.0])
+def test_phi_is_its_integral(order, h):
+    if order == 0:
+        assert phi(0, h) == pytest.approx(math.exp(h), rel=1e-13)
+        return
+    from scipy.integrate import quad
+
+    value, _ = quad(lambda u: math.exp((1 - u) * h) * u ** (order - 1) / math.factorial(order - 1), 0, 1, epsabs=1e-15)
+    assert phi(order, h) == pytest.approx(value, rel=1e-11)
+
+
+def test_a_users_solver_works_everywhere(monkeypatch):
+    monkeypatch.setattr("sdekit.solvers.registry._SOLVERS", dict(sk.solvers.registry._SOLVERS))
+
+    @register("my-midpoint", order=1, predicts="eps", reference="mine")
+    def rows(grid, *, shrink: Annotated[float, Between(0, 1)] = 1.0):
+        """Mine."""
+        for s, t, _ in grid:
+            weight = t.sigma - t.alpha * s.sigma / s.alpha
+            yield Row(to=t, anchor=t.alpha / s.alpha, history=(shrink * weight,))
+
+    laws.check_solver("my-midpoint")
+    assert "my-midpoint" in names()
+    assert get("my-midpoint(shrink=0.5)").options == (("shrink", 0.5),)
+    with pytest.raises(ValueError, match="registered already"):
+        register("my-midpoint", order=1, predicts="eps", reference="")(rows)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("dimm", "did you mean 'ddim'"),
+        ("ddim(eta=2)", "eta=2 is not a number from 0 to 1"),
+        ("ddim(eta=True)", "is not a number"),
+        ("ddim(etta=0.1)", "did you mean 'eta'"),
+        ("ddim(__import__('os'))", "cannot read"),
+        ("ddim(eta=open('x'))", "cannot read"),
+        ("ddpm(variance='huge')", "is not one of 'small', 'large'"),
+    ],
+)
+def test_bad_names_and_options_are_named(spec, message):
+    with pytest.raises(ValueError, match=message):
+        get(spec)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nfe": 1}, "nfe=1: it must be a whole number of at least 2"),
+        ({"nfe": 0, "final": "none"}, "nfe=0: it must be a whole number of at least 1"),
+        ({"steps": 0}, "steps=0"),
+        ({"nfe": 5, "steps": 5}, "give one of them"),
+        ({}, "give one of them"),
+        ({"nfe": 5, "final": "denoised"}, "did you mean 'denoise'"),
+        ({"nfe": 5, "grid": [1.0, 0.1]}, "2 times given, 4 steps need 5"),
+    ],
+)
+def test_bad_budgets_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        get("ddim").plan(sk.VP(), **arguments)
+
+
+@pytest.mark.parametrize("value", [2.5, True, "3", 0, None])
+def test_counts_are_whole_numbers(value):
+    with pytest.raises(ValueError, match=f"nfe={value!r}: it must be a whole number of at least 1"):
+        sk.solvers.registry.check_count("nfe", value, 1, "why")
+
+
+def test_explicit_times_say_the_steps():
+    assert get("heun").plan(sk.VP(), grid=[1.0, 0.5, 0.01]).nfe == 5
+
+
+def test_a_plan_that_cannot_run_is_refused():
+    knot = sk.VP().knot(0.5)
+    with pytest.raises(ValueError, match="only 1 were made"):
+        Plan(knot, (Row(to=DATA, anchor=1.0, history=(1.0, 1.0)),), "eps")
+    with pytest.raises(ValueError, match="must commit"):
+        Plan(knot, (Row(to=DATA, anchor=1.0, commit=False),), "eps")
+
+
+def test_a_plan_prints_its_table():
+    text = str(get("ddpm").plan(sk.VP(), nfe=3))
+    assert text.splitlines()[0] == "x at t=1; F = eps; NFE 3"
+    assert len(text.splitlines()) == 5
+    assert "z[" in text
+
+
+def test_options_need_a_rule():
+    with pytest.raises(ValueError, match="needs a default"):
+        register("unruled", order=1, predicts="eps", reference="")(lambda grid, *, eta=0.5: iter(()))
+    assert str(OneOf(1, 2)) == "one of 1, 2"
+    assert Draw(1.0, 0.0, 1.0) == Draw(1.0, 0.0, 1.0)
