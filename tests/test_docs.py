@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,7 +49,10 @@ def test_snippets_run_and_print_what_the_page_shows(page: Path, tmp_path: Path) 
     file = tmp_path / page.with_suffix(".py").name
     file.write_text(script(text), encoding="utf-8")
     command = [sys.executable, "-X", "utf8", "-W", "error", file.name]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the workers use the other cores
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False
+    )
     assert run.returncode == 0, f"{name(page)}: {run.stderr}"
     shown = "".join(blocks(text, "text"))
     assert run.stdout.split() == shown.split(), f"{name(page)} prints:\n{run.stdout}"
