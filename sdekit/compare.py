@@ -1,0 +1,410 @@
+r"""Steps versus quality: every solver, grid and budget on one model, measured against real data.
+
+The noise is the same for every cell: sample i of each solver starts at the same state. Paired metrics
+compare a deterministic solver with the accurate end of the probability-flow ODE from that state, the others compare the
+set with real data. Both ends are denoised at t_min alike, so that no cell wins by where it stops.
+
+Each finished cell is one line of ``results.jsonl`` at once; a run with the same ``out`` computes only the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sdekit.grid import Grid
+from sdekit.metrics import METRICS
+from sdekit.noise import normal
+from sdekit.sampling import Callback, Model, sample
+from sdekit.solvers import get, names
+from sdekit.solvers.registry import check_count
+
+Samples = Float[Tensor, "_ *_"]
+Progress = Callable[[str, int, int], None]
+Features = Callable[[Tensor], Tensor]
+
+PREVIEW = 256
+"""Samples of each cell that are kept for pictures."""
+
+FLOOR_DRAWS = 8
+"""Subsets of the real data over which the floor is averaged."""
+
+ENDPOINT = ("dpm-solver-3", 150, "logsnr")
+"""Solver, NFE and grid of the endpoint that stands for the exact one."""
+
+CHECK = ("unipc-2", 200, "logsnr")
+CHECKED = 64
+"""Solver, NFE and grid that the endpoint's first ``CHECKED`` samples are checked against."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a line of ``results.jsonl``, which says by itself what was measured and how.
+
+    Attributes:
+        metrics: by name in ``metrics.METRICS``; paired ones are absent for stochastic solvers.
+        floor: the value of each metric that means no more can be seen; see ``Comparison.floor``.
+        seconds: wall time of sampling alone.
+        note: why there are no metrics; empty where there are.
+        network, data, plan: digests of the network's weights, the real data with the feature map, and the table.
+        key: digest of all that decides the metrics; cells of equal key are computed once.
+
+    >>> cell = Cell("digits", "VP()", "ddim", "logsnr", 5, 64, 0)
+    >>> Cell.from_json(cell.to_json()) == cell
+    True
+    """
+
+    target: str
+    process: str
+    solver: str
+    grid: str
+    nfe: int
+    samples: int
+    seed: int
+    stochastic: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    floor: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    note: str = ""
+    device: str = "cpu"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    network: str = ""
+    data: str = ""
+    plan: str = ""
+    key: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON, without the line's end."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Cell | None:
+        """The cell of that line; None for a line that is cut off or of another kind."""
+        try:
+            record = json.loads(line)
+            return cls(**record) if isinstance(record, dict) else None
+        except (json.JSONDecodeError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` returns.
+
+    Attributes:
+        cells: in the order they were computed: by NFE, then grid, then solver.
+        floor: for metrics against real data, their value for another set of real data of the same size:
+            nothing generated can be told from real data below it. For paired ones, the endpoint's own error.
+        spread: the floor's standard deviation over subsets of the real data.
+        samples: the first ``PREVIEW`` samples of each cell, by its key.
+        real: as many of ``reference``.
+    """
+
+    cells: tuple[Cell, ...]
+    floor: Mapping[str, float]
+    spread: Mapping[str, float]
+    samples: Mapping[str, Tensor] = field(repr=False)
+    real: Tensor = field(repr=False)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during ``compare``: ``result`` holds every finished cell."""
+
+    def __init__(self, result: Comparison) -> None:
+        super().__init__(f"interrupted after {len(result.cells)} cells")
+        self.result = result
+
+
+@torch.no_grad()
+def compare(
+    model: Model,
+    reference: Samples,
+    *,
+    solvers: Sequence[str] | None = None,
+    nfe: Sequence[int] = (5, 10, 20, 50),
+    grid: str | Sequence[str] = "logsnr",
+    samples: int = 512,
+    seed: int = 0,
+    real: Samples | None = None,
+    features: Features | None = None,
+    target: str = "model",
+    out: str | Path | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    r"""Measure each solver × grid × NFE on ``model`` by every metric in ``metrics.METRICS``.
+
+    Args:
+        model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
+        reference: real data [m, *event], best not seen in training.
+        solvers: names, with options as in ``"ddim(eta=0.5)"``; None for all that are registered.
+        nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
+        grid: one name or several.
+        samples: size of each generated set; small ones bias distances upwards, the floor alike.
+        real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
+        features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
+        target: what the records call the model.
+        out: a folder for ``results.jsonl`` and samples. A network or feature map that is no ``nn.Module`` is
+            known there by its name alone: use another folder when it changes.
+        batch_size: samples run at once.
+        progress: called as ``progress(what, done, total)``, in network evaluations.
+
+    Raises ValueError for unknown names, a bad grid, nfe or samples too small, and empty or too small data;
+    ``Interrupted`` at Ctrl-C.
+
+    >>> from sdekit.process import VP
+    >>> from sdekit.targets import Gaussian
+    >>> target = Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> sorted(result.cells[0].metrics)
+    ['energy', 'frechet', 'rmse', 'sliced_wasserstein']
+    """
+    check_count("samples", samples, 2, "a distance between sets needs at least 2")
+    ruler = _Ruler.make(reference, real, features, samples)
+    run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, _digest(*_contents(model)))
+    cells = run.cells(names() if solvers is None else solvers, [grid] if isinstance(grid, str) else grid, nfe)
+    store = _Store(None if out is None else Path(out))
+    todo = [cell for cell in cells if cell.key not in store.cells]
+    ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
+    floor, finished = dict(ruler.floor), list[Cell]()
+
+    def result() -> Comparison:
+        previews = store.previews(finished)
+        return Comparison(tuple(finished), floor, ruler.spread, previews, ruler.data[:PREVIEW])
+
+    try:
+        endpoint, error = run.endpoint(store, ticker, needed=any(not (cell.stochastic or cell.note) for cell in todo))
+        floor.update(error)
+        for cell in cells:
+            if cell.key not in store.cells:
+                store.add(*run.measure(replace(cell, floor=dict(floor)), endpoint, ticker))
+            finished.append(store.cells[cell.key])
+    except KeyboardInterrupt:
+        raise Interrupted(result()) from None
+    return result()
+
+
+@dataclass(frozen=True)
+class _Ruler:
+    """Real data to measure against, and what it measures on more real data."""
+
+    data: Tensor
+    embedded: Tensor
+    features: Features | None
+    digest: str
+    floor: Mapping[str, float]
+    spread: Mapping[str, float]
+
+    @classmethod
+    def make(cls, reference: Tensor, real: Tensor | None, features: Features | None, samples: int) -> _Ruler:
+        if real is None:
+            reference, real = reference[::2], reference[1::2]
+        if min(len(reference), len(real)) < 2:
+            raise ValueError(f"reference, real: {len(reference)} and {len(real)} samples: each needs at least 2")
+        reference, real = reference.cpu(), real.cpu()
+        bare = cls(reference, _embed(features, reference), features, "", {}, {})
+        # one subset where it takes all of the real data: any other would be the same
+        subsets = range(FLOOR_DRAWS if len(real) > samples else 1)
+        orders = [normal(i, 0, torch.arange(len(real)), (), torch.float64).argsort() for i in subsets]
+        values = [bare.against_data(real[order[:samples]]) for order in orders]
+        table = {name: torch.tensor([value[name] for value in values]) for name in values[0]}
+        floor = {name: row.mean().item() for name, row in table.items()}
+        spread = {name: row.std().item() for name, row in table.items() if len(row) > 1}
+        return replace(bare, digest=_digest(reference, real, *_contents(features)), floor=floor, spread=spread)
+
+    def against_data(self, x: Tensor) -> dict[str, float]:
+        pairs = {False: (x, self.data), True: (_embed(self.features, x), self.embedded)}
+        unpaired = {name: metric for name, metric in METRICS.items() if not metric.paired}
+        return {name: metric.distance(*pairs[metric.features]).item() for name, metric in unpaired.items()}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all cells of a comparison share."""
+
+    model: Model
+    shape: tuple[int, ...]
+    seed: int
+    batch_size: int | None
+    target: str
+    ruler: _Ruler
+    network: str
+
+    def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
+        """The cells to measure, cheapest first; one that has no plan carries a note."""
+        for name, given in {"solvers": solvers, "nfe": nfe, "grid": grids}.items():
+            if not given:
+                raise ValueError(f"{name}: none given, at least 1 is needed")
+        for grid in grids:
+            Grid.make(self.model.process, grid, 2)  # a bad grid is an error of the run, not of a cell
+        for n in nfe:
+            check_count("nfe", n, 1, "it counts network evaluations")
+        axes = product(dict.fromkeys(sorted(nfe)), dict.fromkeys(grids), dict.fromkeys(solvers))
+        return [self._cell(solver, grid, n) for n, grid, solver in axes]
+
+    def _cell(self, spec: str, grid: str, nfe: int) -> Cell:
+        solver, process = get(spec), self.model.process
+        try:
+            plan, note = _digest(repr(solver.plan(process, nfe=nfe, grid=grid))), ""
+        except ValueError as error:
+            plan, note = "", str(error)
+        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, *METRICS)
+        key = _digest(repr((process, spec, grid, nfe, self.shape, self.seed, self.target, *shared)))
+        return Cell(
+            self.target, str(process), spec, grid, nfe, self.shape[0], self.seed, solver.stochastic, note=note,
+            device=str(self.model.device), versions=_versions(), network=self.network, data=self.ruler.digest,
+            plan=plan, key=key,
+        )  # fmt: skip
+
+    @cached_property
+    def _endpoint_key(self) -> str:
+        plans = [get(name).plan(self.model.process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)]
+        return _digest(repr((self.network, self.shape, self.seed, plans)))
+
+    def endpoint(self, store: _Store, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
+        """The exact ODE's end from each start and its own error, stored or, where needed, computed."""
+        key = f"endpoint-{self._endpoint_key}"
+        found = store.load(key)
+        if not found and needed:
+            checked = min(CHECKED, self.shape[0])
+            ticker.total += ENDPOINT[1] * self.shape[0] + CHECK[1] * checked
+            x = self._draw(*ENDPOINT, self.shape[0], ticker, "exact endpoint")
+            found = {"x": x, "check": self._draw(*CHECK, checked, ticker, "check of the endpoint")}
+            store.save(key, found)
+        if not found:
+            return None, {}
+        return found["x"], _paired(found["x"][: len(found["check"])], found["check"])
+
+    def measure(self, cell: Cell, endpoint: Tensor | None, ticker: _Ticker) -> tuple[Cell, Tensor | None]:
+        """The cell with its metrics, and its samples."""
+        if cell.note:
+            return cell, None
+        began = time.perf_counter()
+        x = self._draw(cell.solver, cell.nfe, cell.grid, cell.samples, ticker, f"{cell.solver} NFE {cell.nfe}")
+        cell = replace(cell, seconds=round(time.perf_counter() - began, 4))
+        lost = int((~x.isfinite()).flatten(1).any(1).sum())
+        if lost:
+            return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
+        paired = {} if endpoint is None or cell.stochastic else _paired(x, endpoint)
+        return replace(cell, metrics=paired | self.ruler.against_data(x)), x
+
+    def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
+        rows = get(solver).plan(self.model.process, nfe=nfe, grid=grid).rows
+        size = self.batch_size or n
+        callback = ticker.start(label, nfe * n / (-(-n // size) * sum(row.commit for row in rows)))
+        return sample(
+            self.model, (n, *self.shape[1:]), solver=solver, nfe=nfe, grid=grid, seed=self.seed, callback=callback,
+            batch_size=size,
+        ).x.cpu()  # fmt: skip
+
+
+class _Ticker:
+    """Counts network evaluations and tells ``progress``."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0.0
+
+    def start(self, label: str, evaluations: float) -> Callback:
+        """A callback for ``sample`` that counts ``evaluations`` at each step of each batch."""
+
+        def tick(*_: object, more: float = evaluations) -> None:
+            self.done += more
+            if self.progress is not None:
+                self.progress(label, round(self.done), self.total)
+
+        tick(more=0)
+        return tick
+
+
+class _Store:
+    """The finished cells and their samples, in memory and, where there is a folder, on disk."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.cells: dict[str, Cell] = {}
+        self.tensors: dict[str, dict[str, Tensor]] = {}
+        if folder is not None:
+            (folder / "tensors").mkdir(parents=True, exist_ok=True)
+            self._read(folder / "results.jsonl")
+
+    def _read(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        found = (Cell.from_json(line) for line in text.splitlines())
+        self.cells.update({cell.key: cell for cell in found if cell is not None})
+        if text and not text.endswith("\n"):
+            self._append("")  # a line cut off by a kill: the next record starts on its own line
+
+    def _append(self, line: str) -> None:
+        if self.folder is not None:
+            with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def add(self, cell: Cell, x: Tensor | None) -> None:
+        if x is not None:
+            self.save(cell.key, {"x": x[:PREVIEW]})
+        self.cells[cell.key] = cell
+        self._append(cell.to_json())
+
+    def save(self, key: str, tensors: dict[str, Tensor]) -> None:
+        self.tensors[key] = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        if self.folder is not None:
+            part = self.folder / "tensors" / f"{key}.part"
+            save_file(self.tensors[key], part)
+            part.replace(part.with_suffix(".safetensors"))  # so that a killed run leaves no half file
+
+    def load(self, key: str) -> dict[str, Tensor]:
+        """What was saved under the key; empty where nothing was."""
+        if key not in self.tensors and self.folder is not None:
+            path = self.folder / "tensors" / f"{key}.safetensors"
+            self.tensors[key] = load_file(path) if path.exists() else {}
+        return self.tensors.get(key, {})
+
+    def previews(self, cells: Sequence[Cell]) -> dict[str, Tensor]:
+        return {cell.key: self.load(cell.key)["x"] for cell in cells if self.load(cell.key)}
+
+
+def _paired(x: Tensor, endpoint: Tensor) -> dict[str, float]:
+    return {name: metric.distance(x, endpoint).item() for name, metric in METRICS.items() if metric.paired}
+
+
+def _embed(features: Features | None, x: Tensor) -> Tensor:
+    if features is None:
+        return x
+    parameter = next(features.parameters(), x) if isinstance(features, nn.Module) else x
+    return torch.cat([features(part.to(parameter.device)).cpu() for part in x.split(1024)])
+
+
+def _contents(of: object) -> list[str | Tensor]:
+    """What decides a network's values: weights and buffers of a module, the name of anything else."""
+    net = getattr(of, "net", of)
+    parts: list[str | Tensor] = [str(getattr(of, "predicts", "")), getattr(net, "__qualname__", type(net).__name__)]
+    if isinstance(net, nn.Module):
+        for name, tensor in net.state_dict().items():
+            parts += [name, tensor]
+    return parts
+
+
+def _digest(*parts: str | Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part if isinstance(part, str) else (part.dtype, part.shape)).encode() + b"\0")
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {name: [*metadata.distributions(name=name)] for name in ("sdekit", "torch")}
+    return {name: one[0].version if one else "not installed" for name, one in found.items()}

@@ -1,0 +1,320 @@
+"""A comparison as a person reads it: tables, the steps-versus-quality picture, a contact sheet of samples.
+
+Each takes the ``Comparison`` that ``compare`` returned, finished or interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from sdekit.compare import Cell, Comparison
+from sdekit.metrics import METRICS
+
+# Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
+# each solver is told apart twice
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX<>*hpd8"
+_IMAGES = 8  # images in one cell of the contact sheet
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One metric: a row for each solver (and grid), a column for each NFE; None where nothing was measured.
+
+    Rows are sorted by the mean over columns of log(value / best of the column), the best first.
+    """
+
+    metric: str
+    nfe: tuple[int, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+    @property
+    def best(self) -> tuple[float | None, ...]:
+        """The smallest value of each column."""
+        return tuple(min((v for v in column if v is not None), default=None) for column in zip(*self.values))
+
+
+def matrix(result: Comparison, metric: str) -> Matrix:
+    """The metric's values as a table of solvers by NFE; solvers for which it is not defined are left out.
+
+    >>> cells = [Cell("toy", "VP()", s, "logsnr", n, 8, 0, metrics={"rmse": v})
+    ...          for s, n, v in [("ddim", 5, 2.0), ("ddim", 10, 1.0), ("heun", 10, 0.5)]]
+    >>> table = matrix(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), "rmse")
+    >>> [row[0].solver for row in table.rows], table.nfe, table.best
+    (['heun', 'ddim'], (5, 10), (2.0, 0.5))
+    """
+    cells = [cell for cell in result.cells if not (METRICS[metric].paired and cell.stochastic)]
+    nfe = tuple(sorted({cell.nfe for cell in cells}))
+    groups: dict[tuple[str, str], dict[int, Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.solver, cell.grid), {})[cell.nfe] = cell
+    rows = [tuple(group.values()) for group in groups.values()]
+    values = [tuple(group[n].metrics.get(metric) if n in group else None for n in nfe) for group in groups.values()]
+    order = sorted(range(len(rows)), key=_badness(values).__getitem__)
+    return Matrix(metric, nfe, tuple(rows[i] for i in order), tuple(values[i] for i in order))
+
+
+def _badness(values: Sequence[Sequence[float | None]]) -> list[float]:
+    """For each row Σ log(value) over columns; a missing entry counts as twice its column's worst."""
+    worst = [max((v for v in column if v is not None), default=1.0) for column in zip(*values)]
+    filled = [[2 * w if v is None else v for v, w in zip(row, worst)] for row in values]
+    return [sum(math.log(max(v, 1e-300)) for v in row) for row in filled]
+
+
+# -- tables -----------------------------------------------------------------------------------------
+
+
+def tables(result: Comparison) -> Group:
+    """Everything that was measured, for a rich console: a matrix for each metric, then what is missing and why."""
+    if not result.cells:
+        return Group(Text("no cell was finished"))
+    parts: list[Text | Table] = [Text(_heading(result))]
+    for metric in METRICS:
+        table = matrix(result, metric)
+        if any(best is not None for best in table.best):
+            parts += [Text(), Text(_title(result, metric), style="bold"), _table(result, table)]
+    return Group(*parts, *[Text(line) for line in _missing(result.cells)])
+
+
+def _missing(cells: Sequence[Cell]) -> list[str]:
+    """Why cells have no metrics, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.note:
+            reason = cell.note.replace(repr(cell.solver), "a solver")
+            reasons.setdefault(f"{reason} (NFE {cell.nfe}, {cell.grid})", []).append(cell.solver)
+    lines = [f"n/a: {', '.join(dict.fromkeys(solvers))}: {reason}" for reason, solvers in reasons.items()]
+    return ["", *lines] if lines else []
+
+
+def text(result: Comparison) -> str:
+    """``tables`` as plain text."""
+    console = Console(width=_width(result), color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(tables(result))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def show(result: Comparison, console: Console) -> None:
+    """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut."""
+    if console.is_terminal:
+        console.print(tables(result), width=max(console.width, _width(result)), crop=False, highlight=False)
+    else:
+        console.file.write(text(result))
+
+
+def _width(result: Comparison) -> int:
+    return 40 + 14 * len({cell.nfe for cell in result.cells})
+
+
+def _heading(result: Comparison) -> str:
+    cell = result.cells[0]
+    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    grid = f"grid {grids[0]}" if len(grids) == 1 else f"{len(grids)} grids"
+    return (
+        f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, seed {cell.seed}, {grid};"
+        " smaller is better, * best of its column, ~ draws noise"
+    )
+
+
+def _title(result: Comparison, metric: str) -> str:
+    if metric not in result.floor:
+        return METRICS[metric].label
+    own = "the endpoint's own error" if METRICS[metric].paired else "real data against real data"
+    spread = f" ± {result.spread[metric]:.2g}" if metric in result.spread else ""
+    return f"{METRICS[metric].label} (floor {result.floor[metric]:.3g}{spread}: {own})"
+
+
+def _table(result: Comparison, values: Matrix) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    several = len({cell.grid for cell in result.cells}) > 1
+    for name in ["solver", "grid"][: 1 + several]:
+        table.add_column(name, no_wrap=True)
+    for n in values.nfe:
+        table.add_column(f"NFE {n} ", justify="right", no_wrap=True)
+    digits = [_decimals(best) for best in values.best]
+    for row, numbers in zip(values.rows, values.values):
+        labels = [row[0].solver + " ~" * row[0].stochastic, row[0].grid][: 1 + several]
+        done = {cell.nfe for cell in row}
+        marks = [_entry(*entry) for entry in zip(numbers, values.best, digits, [n in done for n in values.nfe])]
+        table.add_row(*labels, *marks)
+    if values.metric in result.floor and not METRICS[values.metric].paired:
+        floor = [_number(result.floor[values.metric], decimals) + " " for decimals in digits]
+        table.add_row("floor", *[""] * several, *floor, style="dim")
+    return table
+
+
+def _decimals(best: float | None) -> int:
+    """Decimals that show three digits of the column's best."""
+    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(best))))
+
+
+def _number(value: float, decimals: int) -> str:
+    shown = f"{value:.{decimals}f}"
+    return shown if value == 0 or float(shown) > 0 else f"<{10**-decimals:.{decimals}f}"
+
+
+def _entry(value: float | None, best: float | None, decimals: int, measured: bool) -> Text:
+    if value is None:
+        return Text("n/a " if measured else "… ", style="dim")
+    if value == best:
+        return Text(_number(value, decimals) + "*", style="bold green")
+    return Text(_number(value, decimals) + " ")
+
+
+# -- pictures ---------------------------------------------------------------------------------------
+
+
+def picture(result: Comparison, path: str | Path) -> Path | None:
+    """Draw steps versus quality: a panel for each metric (a row for each, where there are several grids).
+
+    Both axes are logarithmic, the floor is a dotted line, solvers that draw noise are dashed. Lines that
+    leave a panel at the top are far worse than the rest: the table has their values. None where nothing was measured.
+    """
+    shown = [metric for metric in METRICS if any(metric in cell.metrics for cell in result.cells)]
+    if not shown:
+        return None
+    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    panels = [(metric, grid) for metric in shown for grid in grids]
+    columns = len(grids) if len(grids) > 1 else min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns + 2.2, 3.5 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if len(grids) > 1 else False).flatten()
+    for (metric, grid), panel in zip(panels, axes):
+        _panel(panel, result, metric, grid)
+        panel.set_title(METRICS[metric].label + (f", grid {grid}" if len(grids) > 1 else ""), fontsize=10)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    lines = {line.get_label(): line for panel in axes for line in panel.get_lines()}
+    order = [_solver_label(cell) for cell in result.cells] + ["floor"]
+    handles = [lines[label] for label in dict.fromkeys(order) if label in lines]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(_heading(result).splitlines()[0], fontsize=10, x=0.01, ha="left")
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _solver_label(cell: Cell) -> str:
+    return cell.solver + " (draws noise)" * cell.stochastic
+
+
+def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
+    solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
+    seen: list[float] = []
+    for i, solver in enumerate(solvers):
+        cells = [c for c in result.cells if (c.solver, c.grid) == (solver, grid) and metric in c.metrics]
+        points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
+        seen += [value for _, value in points]
+        if points:
+            panel.plot(
+                *zip(*points), label=_solver_label(cells[0]), color=_COLOURS[i % len(_COLOURS)],
+                marker=_MARKERS[i % len(_MARKERS)], markersize=5, linewidth=1.3, alpha=0.9,
+                linestyle="--" if cells[0].stochastic else "-",
+            )  # fmt: skip
+    _axes(panel, seen, sorted({cell.nfe for cell in result.cells}), result.floor.get(metric))
+
+
+def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int], floor: float | None) -> None:
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(nfe))
+    panel.xaxis.set_major_formatter(FixedFormatter([str(n) for n in nfe]))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("network evaluations (NFE)", fontsize=9)
+    panel.tick_params(labelsize=8, which="both")
+    panel.grid(alpha=0.25, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    positive = sorted(value for value in values if value > 0)
+    if not positive:
+        return
+    low, high, middle = positive[0], positive[-1], positive[len(positive) // 2]
+    # a floor far below all that was measured would press the lines together: it is left out
+    if floor is not None and floor > low / 10:
+        panel.axhline(floor, color="0.35", linestyle=":", linewidth=1.6, label="floor")
+        low = min(low, floor)
+    panel.set_ylim(low / 1.25, min(high, 5 * middle) * 1.25)
+
+
+def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
+    """Draw samples: a row for each solver, a column for each NFE, real data on top.
+
+    The same place in each cell is the same start. Images [c, h, w] with 1 or 3 channels in [−1, 1] are shown as
+    they are, anything else as a scatter of its first two elements. None where there are no samples.
+    """
+    if not result.samples:
+        return None
+    nfe = sorted({cell.nfe for cell in result.cells})
+    groups: dict[str, dict[int, Cell]] = {}
+    for cell in result.cells:
+        several = len({cell.grid for cell in result.cells}) > 1
+        groups.setdefault(cell.solver + f"\n{cell.grid}" * several, {})[cell.nfe] = cell
+    draw, wide, high = (_scatter, 2.0, 2.0)
+    if _is_image(result.real):
+        draw, wide = _mosaic, 3.0
+        high = wide * (result.real.shape[2] + 2) / (result.real.shape[3] + 2) / _IMAGES + 0.06
+    figure = Figure(figsize=(1.4 + wide * len(nfe), 0.6 + high * (len(groups) + 1)), layout="constrained")
+    axes = figure.subplots(len(groups) + 1, len(nfe), squeeze=False)
+    for column, n in enumerate(nfe):
+        draw(axes[0][column], result.real.roll(-column * _IMAGES, 0), result.real)
+        axes[1][column].set_title(f"NFE {n}", fontsize=10)
+        for row, cells in enumerate(groups.values(), start=1):
+            x = result.samples.get(cells[n].key) if n in cells else None
+            if x is None:
+                axes[row][column].text(0.5, 0.5, "n/a", ha="center", va="center", fontsize=9, color="0.4")
+            else:
+                draw(axes[row][column], x, result.real)
+    for panel in axes.flatten():
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(draw is _scatter)
+    for panel, label in zip(axes[:, 0], ["real data", *groups]):
+        panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.ndim == 4 and x.shape[1] in (1, 3)
+
+
+def _mosaic(panel: Axes, x: Tensor, real: Tensor) -> None:
+    """The first images side by side, with one pixel between."""
+    padded = torch.nn.functional.pad(x[:_IMAGES], (1, 1, 1, 1), value=1.0)
+    strip = torch.cat([*padded], dim=2).permute(1, 2, 0).clamp(-1, 1).nan_to_num(0.0)
+    panel.imshow(((strip + 1) / 2).expand(-1, -1, 3).numpy(), interpolation="nearest")
+
+
+def _scatter(panel: Axes, x: Tensor, real: Tensor) -> None:
+    flat, base = x.flatten(1), real.flatten(1)
+    second = min(1, base.shape[1] - 1)
+    panel.scatter(flat[:, 0], flat[:, second], s=3, color=_COLOURS[0], linewidths=0)
+    for axis, column in zip(("x", "y"), (0, second)):
+        low, high = base[:, column].min().item(), base[:, column].max().item()
+        margin = 0.25 * (high - low) + 1e-6
+        panel.set(**{f"{axis}lim": (low - margin, high + margin)})
+    panel.set_box_aspect(1)
+
+
+def write(result: Comparison, out: str | Path) -> list[Path]:
+    """Write ``table.txt``, ``steps-vs-quality.png`` and ``samples.png`` under ``out``; those that were made."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "table.txt"
+    table.write_text(text(result), encoding="utf-8")
+    drawn = [picture(result, folder / "steps-vs-quality.png"), contact_sheet(result, folder / "samples.png")]
+    return [table, *[path for path in drawn if path is not None]]
