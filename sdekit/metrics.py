@@ -161,7 +161,7 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "rmse": Metric("RMSE to the exact ODE endpoint", rmse, paired=True),
-    "sliced_wasserstein": Metric("sliced Wasserstein to real data", sliced_wasserstein),
-    "energy": Metric("energy distance to real data", energy_distance),
-    "frechet": Metric("Fréchet distance to real data", frechet_distance, features=True),
+    "sliced_wasserstein": Metric("sliced Wasserstein to the data", sliced_wasserstein),
+    "energy": Metric("energy distance to the data", energy_distance),
+    "frechet": Metric("Fréchet distance to the data", frechet_distance, features=True),
 }

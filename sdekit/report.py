@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from sdekit import solvers
 from sdekit.compare import Cell, Comparison
 from sdekit.metrics import METRICS
 
@@ -110,10 +111,26 @@ def text(result: Comparison) -> str:
 
 def show(result: Comparison, console: Console) -> None:
     """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut."""
-    if console.is_terminal:
-        console.print(tables(result), width=max(console.width, _width(result)), crop=False, highlight=False)
-    else:
+    if not console.is_terminal:
         console.file.write(text(result))
+        return
+    console.width = max(console.width, _width(result))
+    console.print(tables(result), highlight=False)
+
+
+def show_solvers(console: Console) -> None:
+    """Print the registry of solvers as a table."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("solver", "order", "NFE a step", "noise", "options", "source"):
+        table.add_column(name, justify="right" if name in ("order", "NFE a step") else "left")
+    for solver in map(solvers.get, solvers.names()):
+        options = ", ".join(f"{name}={option.default!r}" for name, option in solver.available.items())
+        noise = "yes" if solver.stochastic else ""
+        facts = (solver.name, str(solver.order), str(solver.evaluations), noise, options, solver.reference)
+        table.add_row(*map(Text, facts))
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
 
 
 def _width(result: Comparison) -> int:
@@ -133,7 +150,7 @@ def _heading(result: Comparison) -> str:
 def _title(result: Comparison, metric: str) -> str:
     if metric not in result.floor:
         return METRICS[metric].label
-    own = "the endpoint's own error" if METRICS[metric].paired else "real data against real data"
+    own = "the endpoint's own error" if METRICS[metric].paired else "data against data"
     spread = f" ± {result.spread[metric]:.2g}" if metric in result.spread else ""
     return f"{METRICS[metric].label} (floor {result.floor[metric]:.3g}{spread}: {own})"
 
@@ -308,6 +325,23 @@ def _scatter(panel: Axes, x: Tensor, real: Tensor) -> None:
         margin = 0.25 * (high - low) + 1e-6
         panel.set(**{f"{axis}lim": (low - margin, high + margin)})
     panel.set_box_aspect(1)
+
+
+def pictures_of(x: Tensor, real: Tensor, path: str | Path) -> Path:
+    """Draw samples x [n, *event] in rows of eight images, or as one scatter whose axes are those of ``real``."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    if _is_image(x):
+        strips = x.split(_IMAGES)
+        figure.set_size_inches(4, 4 * len(strips) * (x.shape[2] + 2) / (x.shape[3] + 2) / _IMAGES)
+        panels = figure.subplots(len(strips), 1, squeeze=False).flatten()
+        for panel, strip in zip(panels, strips):
+            blank = strip.new_ones(_IMAGES - len(strip), *strip.shape[1:])
+            _mosaic(panel, torch.cat([strip, blank]), real)
+            panel.set_axis_off()
+    else:
+        _scatter(figure.subplots(), x, real)
+    figure.savefig(path, dpi=150)
+    return Path(path)
 
 
 def write(result: Comparison, out: str | Path) -> list[Path]:
