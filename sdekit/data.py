@@ -46,10 +46,12 @@ def digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from error
-    bunch = load_digits()
-    images = torch.as_tensor(bunch.data, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
-    labels = torch.as_tensor(bunch.target, dtype=torch.int64)
+        raise ImportError(
+            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
+    labels = torch.as_tensor(classes, dtype=torch.int64)
     held_out = every_third(labels)
     return Images(images[~held_out], labels[~held_out], images[held_out], labels[held_out], classes=10)
 

@@ -14,8 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from sdekit.model import ScoreModel
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process, State, match
+
+Steps = Iterator[tuple[int, Callable[[Tensor], None]]]
 
 _ORDER, _OFFSET, _LABELS = 1, 2, 3  # streams of one seed
 
@@ -127,7 +129,8 @@ def lerp_weights(average: Sequence[Tensor], weights: Sequence[Tensor], decay: fl
     >>> average
     [tensor([0.2500, 0.2500])]
     """
-    torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+    for mean, weight in zip(average, weights):
+        mean.lerp_(weight, 1 - decay)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,23 @@ class Optimisation:
     def ema_at(self, step: int) -> float:
         """The average's decay at step ``step``, counted from 0."""
         return min(self.ema, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """What a denoiser is trained for; every name is one that ``ScoreModel`` or ``TIME_SAMPLERS`` knows.
+
+    ``null_label`` is the label that stands for none: it replaces a label with probability ``label_dropout``, so that
+    one network learns both (Ho & Salimans 2022, algorithm 1).
+    """
+
+    predicts: str = "v"
+    time: str = "half-log-snr"
+    times: str = "importance"
+    batch: int = 128
+    label_dropout: float = 0.0
+    null_label: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,62 @@ def fit(
     return average
 
 
+def train_denoiser(
+    net: nn.Module,
+    process: Process,
+    images: Float[Tensor, "n *event"],
+    labels: Int[Tensor, "n"] | None = None,
+    task: Denoising = Denoising(),
+    plan: Optimisation = Optimisation(steps=5000, lr=2e-3),
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
+) -> ScoreModel:
+    """Train ``net`` on ``images`` by denoising score matching; returns the averaged network as a model.
+
+    With ``labels`` the network is called with ``label=``. Raises ValueError for an empty data set, unknown names and
+    a checkpoint of another run.
+
+    >>> from sdekit.nn import UNet
+    >>> from sdekit.process import VP
+    >>> net = UNet(widths=(8, 8), embedding=8, groups=2)
+    >>> train_denoiser(net, VP(), torch.zeros(10, 1, 4, 4), plan=Optimisation(steps=2, lr=1e-3)).predicts
+    'v'
+    """
+    if len(images) == 0:
+        raise ValueError("images: the data set is empty")
+    lookup("time sampler", task.times, TIME_SAMPLERS)
+    model = ScoreModel(net, process, task.predicts, task.time)
+    images = images.to(model.device)
+    labels = None if labels is None else labels.to(model.device)
+    identity = {**asdict(task), "process": repr(process), "images": len(images), "net": getattr(net, "config", None)}
+
+    def loss_at(net: nn.Module, step: int) -> Tensor:
+        rows = batch_rows(len(images), task.batch, task.seed, step).to(model.device)
+        conditions = {} if labels is None else {"label": _drop_labels(labels[rows], task, step)}
+        return denoising_risk(model, images[rows], task.times, task.seed, step, **conditions)
+
+    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    return ScoreModel(average.eval(), process, task.predicts, task.time)
+
+
+def denoising_risk(
+    model: ScoreModel, x0: State, times: str, seed: int, step: int, **conditions: Any
+) -> Float[Tensor, ""]:
+    """Mean of w · ``denoising_loss`` over a batch, its times and noise drawn for (seed, step).
+
+    An estimate of what the time sampler ``times`` states, the same at every call.
+    """
+    u = stratified(len(x0), seed, step, x0.device)
+    t, weights = lookup("time sampler", times, TIME_SAMPLERS)(model.process, u)
+    eps = noise.normal(seed, step, torch.arange(len(x0), device=x0.device), x0.shape[1:], x0.dtype)
+    return (weights * denoising_loss(model, x0, t.to(x0.dtype), eps, **conditions)).mean()
+
+
+def _drop_labels(labels: Tensor, task: Denoising, step: int) -> Tensor:
+    dropped = torch.rand(len(labels), generator=_generator(task.seed, _LABELS, step)) < task.label_dropout
+    return labels.masked_fill(dropped.to(labels.device), task.null_label)
+
+
 def _update(state: _State, loss_at: Callable[[nn.Module, int], Tensor], plan: Optimisation, step: int) -> Tensor:
     for group in state.adam.param_groups:
         group["lr"] = plan.lr_at(step)
@@ -235,7 +311,7 @@ class _State:
 
 
 @contextmanager
-def _steps(first: int, last: int, progress: bool) -> Iterator[Iterator[tuple[int, Callable[[Tensor], None]]]]:
+def _steps(first: int, last: int, progress: bool) -> Generator[Steps, None, None]:
     """The steps still to do, each with a function that shows its loss, under a progress bar if wanted."""
     if not progress:
         yield ((step, lambda loss: None) for step in range(first, last))
@@ -254,7 +330,7 @@ def _steps(first: int, last: int, progress: bool) -> Iterator[Iterator[tuple[int
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
+def _deferred_interrupt() -> Generator[threading.Event, None, None]:
     """An event that Ctrl-C sets, so that a step is finished before it stops; a second Ctrl-C stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

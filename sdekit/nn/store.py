@@ -61,9 +61,7 @@ def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping
     os.replace(temporary, path)
 
 
-def load_network(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The network that ``save_network`` wrote, in evaluation mode, and its metadata.
 
     Raises ValueError for a file that is missing, damaged or not written by ``save_network``.

@@ -30,9 +30,7 @@ def time_features(
     [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     exact = times.to(torch.promote_types(times.dtype, torch.float32))
-    log_rates = torch.linspace(
-        math.log(slowest), math.log(fastest), count // 2, dtype=exact.dtype, device=exact.device
-    )
+    log_rates = torch.linspace(math.log(slowest), math.log(fastest), count // 2, dtype=exact.dtype, device=exact.device)
     phases = exact[:, None] * log_rates.exp()
     return torch.cat([phases.cos(), phases.sin()], dim=1)
 
@@ -63,6 +61,17 @@ class ResidualBlock(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = torch.addcmul(shift, self.norm2(hidden), 1 + scale)
         return x + self.conv2(F.silu(hidden))
+
+
+class ResidualBlocks(nn.ModuleList):
+    """Residual blocks, one after the other."""
+
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch c h w"]:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class SelfAttention(nn.Module):
@@ -136,14 +145,14 @@ class UNet(nn.Module):
             "channels": channels, "widths": list(widths), "blocks": blocks, "embedding": embedding, "heads": heads,
             "groups": groups, "classes": classes, "slowest": slowest, "fastest": fastest,
         }  # fmt: skip
-        self.classes, self.slowest, self.fastest = classes, slowest, fastest
+        self.classes, self.features, self.slowest, self.fastest = classes, embedding, slowest, fastest
         self.time = nn.Sequential(
             nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
 
-        def stack(width: int) -> nn.ModuleList:
-            return nn.ModuleList(ResidualBlock(width, embedding, groups) for _ in range(blocks))
+        def stack(width: int) -> ResidualBlocks:
+            return ResidualBlocks(ResidualBlock(width, embedding, groups) for _ in range(blocks))
 
         self.enter = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stack(width) for width in widths)
@@ -166,20 +175,17 @@ class UNet(nn.Module):
         hidden, skips = self.enter(x), []
         for level, blocks in enumerate(self.down):
             hidden = self.shrink[level - 1](hidden) if level else hidden
-            for block in blocks:
-                hidden = block(hidden, embedding)
+            hidden = blocks(hidden, embedding)
             skips.append(hidden)
         hidden = self.attention(hidden)
         for level in reversed(range(len(self.up))):
-            for block in self.up[level]:
-                hidden = block(hidden, embedding)
+            hidden = self.up[level](hidden, embedding)
             hidden = self.grow[level - 1](hidden) + skips[level - 1] if level else hidden
         return self.leave(hidden)
 
     def _embed(self, t: Tensor, label: Tensor | None) -> Tensor:
-        first = self.time[0]
-        features = time_features(t, first.in_features, self.slowest, self.fastest)
-        embedding = self.time(features.to(first.weight.dtype))
+        features = time_features(t, self.features, self.slowest, self.fastest)
+        embedding = self.time(features.to(self.enter.weight.dtype))
         if self.label is None:
             if label is not None:
                 raise ValueError("label: this network was built with classes=0 and takes none")
