@@ -58,6 +58,7 @@ def train_digits(out: str | os.PathLike[str], plan: Optimisation = PLAN, progres
             **losses,
             **_circumstances(seconds),
         }
+        assert isinstance(model.net, nn.Module)
         save_network(out / "digits.safetensors", model.net, record)
         record["features"] = train_digits_features(out / "digits-features.safetensors", data)
     record["parameters"] = sum(parameter.numel() for parameter in net.parameters())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from sdekit.model import ScoreModel
@@ -57,7 +57,7 @@ def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=header)
+    temporary.write_bytes(save(tensors, metadata=header))
     os.replace(temporary, path)
 
 
