@@ -289,7 +289,7 @@ def _progress() -> Generator[Callable[[str, int, int], None], None, None]:
     if not console.is_terminal:
         yield _lines()
         return
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     left = TimeRemainingColumn(elapsed_when_finished=False)
     with Progress(*columns, TextColumn("left"), left, console=console, transient=True, speed_estimate_period=30) as bar:
         task = bar.add_task("data and network", total=None)

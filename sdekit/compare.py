@@ -35,18 +35,12 @@ Samples = Float[Tensor, "_ *_"]
 Progress = Callable[[str, int, int], None]
 Features = Callable[[Tensor], Tensor]
 
-PREVIEW = 256
-"""Samples of each cell that are kept for pictures."""
-
-FLOOR_DRAWS = 8
-"""Subsets of the real data over which the floor is averaged."""
-
+PREVIEW = 256  # samples of each cell that are kept for pictures
+FLOOR_DRAWS = 8  # subsets of the real data over which the floor is averaged
+# solver, NFE and grid of the endpoint that stands for the exact one, and of the check of its first CHECKED samples
 ENDPOINT = ("dpm-solver-3", 150, "logsnr")
-"""Solver, NFE and grid of the endpoint that stands for the exact one."""
-
 CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
-"""Solver, NFE and grid that the endpoint's first ``CHECKED`` samples are checked against."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,7 @@ def compare(
     floor, finished = dict(ruler.floor), list[Cell]()
 
     def result() -> Comparison:
-        previews = store.previews(finished)
+        previews = {cell.key: found["x"] for cell in finished if (found := store.load(cell.key))}
         return Comparison(tuple(finished), floor, ruler.spread, previews, ruler.data[:PREVIEW])
 
     try:
@@ -219,7 +213,7 @@ class _Ruler:
         subsets = range(FLOOR_DRAWS if len(real) > samples else 1)
         orders = [normal(i, 0, torch.arange(len(real)), (), torch.float64).argsort() for i in subsets]
         values = [bare.against_data(real[order[:samples]]) for order in orders]
-        table = {name: torch.tensor([value[name] for value in values]) for name in values[0]}
+        table = {name: torch.tensor([value[name] for value in values], dtype=torch.float64) for name in values[0]}
         floor = {name: row.mean().item() for name, row in table.items()}
         spread = {name: row.std().item() for name, row in table.items() if len(row) > 1}
         return replace(bare, digest=_digest(reference, real, *_contents(features)), floor=floor, spread=spread)
@@ -274,7 +268,7 @@ class _Run:
         return _digest(repr((self.network, self.shape, self.seed, plans)))
 
     def endpoint(self, store: _Store, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
-        """The exact ODE's end from each start and its own error, stored or, where needed, computed."""
+        """The exact ODE's end from each start (None where it diverged or is not needed) and its own error."""
         key = f"endpoint-{self._endpoint_key}"
         found = store.load(key)
         if not found and needed:
@@ -283,7 +277,7 @@ class _Run:
             x = self._draw(*ENDPOINT, self.shape[0], ticker, "exact endpoint")
             found = {"x": x, "check": self._draw(*CHECK, checked, ticker, "check of the endpoint")}
             store.save(key, found)
-        if not found:
+        if not found or not all(bool(x.isfinite().all()) for x in found.values()):
             return None, {}
         return found["x"], _paired(found["x"][: len(found["check"])], found["check"])
 
@@ -291,11 +285,11 @@ class _Run:
         """The cell with its metrics, and its samples."""
         if cell.note:
             return cell, None
+        label = f"{cell.solver}, {cell.grid}, NFE {cell.nfe}"
         began = time.perf_counter()
-        x = self._draw(cell.solver, cell.nfe, cell.grid, cell.samples, ticker, f"{cell.solver} NFE {cell.nfe}")
+        x = self._draw(cell.solver, cell.nfe, cell.grid, cell.samples, ticker, label)
         cell = replace(cell, seconds=round(time.perf_counter() - began, 4))
-        lost = int((~x.isfinite()).flatten(1).any(1).sum())
-        if lost:
+        if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
         paired = {} if endpoint is None or cell.stochastic else _paired(x, endpoint)
         return replace(cell, metrics=paired | self.ruler.against_data(x)), x
@@ -371,9 +365,6 @@ class _Store:
             self.tensors[key] = load_file(path) if path.exists() else {}
         return self.tensors.get(key, {})
 
-    def previews(self, cells: Sequence[Cell]) -> dict[str, Tensor]:
-        return {cell.key: self.load(cell.key)["x"] for cell in cells if self.load(cell.key)}
-
 
 def _paired(x: Tensor, endpoint: Tensor) -> dict[str, float]:
     return {name: metric.distance(x, endpoint).item() for name, metric in METRICS.items() if metric.paired}
@@ -389,11 +380,9 @@ def _embed(features: Features | None, x: Tensor) -> Tensor:
 def _contents(of: object) -> list[str | Tensor]:
     """What decides a network's values: weights and buffers of a module, the name of anything else."""
     net = getattr(of, "net", of)
-    parts: list[str | Tensor] = [str(getattr(of, "predicts", "")), getattr(net, "__qualname__", type(net).__name__)]
-    if isinstance(net, nn.Module):
-        for name, tensor in net.state_dict().items():
-            parts += [name, tensor]
-    return parts
+    state = net.state_dict() if isinstance(net, nn.Module) else {}
+    known = [str(getattr(of, "predicts", "")), getattr(net, "__qualname__", type(net).__name__)]
+    return known + [part for item in state.items() for part in item]
 
 
 def _digest(*parts: str | Tensor) -> str:

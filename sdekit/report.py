@@ -52,10 +52,10 @@ def matrix(result: Comparison, metric: str) -> Matrix:
     """The metric's values as a table of solvers by NFE; solvers for which it is not defined are left out.
 
     >>> cells = [Cell("toy", "VP()", s, "logsnr", n, 8, 0, metrics={"rmse": v})
-    ...          for s, n, v in [("ddim", 5, 2.0), ("ddim", 10, 1.0), ("heun", 10, 0.5)]]
+    ...          for s, n, v in [("ddim", 5, 2.0), ("ddim", 10, 1.0), ("heun", 10, 0.2)]]
     >>> table = matrix(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), "rmse")
     >>> [row[0].solver for row in table.rows], table.nfe, table.best
-    (['heun', 'ddim'], (5, 10), (2.0, 0.5))
+    (['heun', 'ddim'], (5, 10), (2.0, 0.2))
     """
     cells = [cell for cell in result.cells if not (METRICS[metric].paired and cell.stochastic)]
     nfe = tuple(sorted({cell.nfe for cell in cells}))
@@ -134,7 +134,7 @@ def show_solvers(console: Console) -> None:
 
 
 def _width(result: Comparison) -> int:
-    return 40 + 14 * len({cell.nfe for cell in result.cells})
+    return max(110, 50 + 14 * len({cell.nfe for cell in result.cells}))
 
 
 def _heading(result: Comparison) -> str:
@@ -216,7 +216,7 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     lines = {line.get_label(): line for panel in axes for line in panel.get_lines()}
-    order = [_solver_label(cell) for cell in result.cells] + ["floor"]
+    order = [_solver_label(cell) for cell in result.cells] + ["floor (± its spread)"]
     handles = [lines[label] for label in dict.fromkeys(order) if label in lines]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(_heading(result).splitlines()[0], fontsize=10, x=0.01, ha="left")
@@ -241,10 +241,11 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
                 marker=_MARKERS[i % len(_MARKERS)], markersize=5, linewidth=1.3, alpha=0.9,
                 linestyle="--" if cells[0].stochastic else "-",
             )  # fmt: skip
-    _axes(panel, seen, sorted({cell.nfe for cell in result.cells}), result.floor.get(metric))
+    _axes(panel, seen, sorted({cell.nfe for cell in result.cells}))
+    _floor(panel, result.floor.get(metric, 0.0), result.spread.get(metric, 0.0))
 
 
-def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int], floor: float | None) -> None:
+def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.xaxis.set_major_locator(FixedLocator(nfe))
@@ -261,11 +262,15 @@ def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int], floor: float
     if not positive:
         return
     low, high, middle = positive[0], positive[-1], positive[len(positive) // 2]
-    # a floor far below all that was measured would press the lines together: it is left out
-    if floor is not None and floor > low / 10:
-        panel.axhline(floor, color="0.35", linestyle=":", linewidth=1.6, label="floor")
-        low = min(low, floor)
     panel.set_ylim(low / 1.25, min(high, 5 * middle) * 1.25)
+
+
+def _floor(panel: Axes, value: float, spread: float) -> None:
+    low, high = panel.get_ylim()
+    if value > low / 10:  # a floor far below all that was measured would press the lines together
+        panel.axhline(value, color="0.35", linestyle=":", linewidth=1.6, label="floor (± its spread)")
+        panel.axhspan(max(value - spread, 1e-300), value + spread, color="0.5", alpha=0.15, linewidth=0)
+        panel.set_ylim(min(low, value / 1.25), high)
 
 
 def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
@@ -281,7 +286,7 @@ def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
     for cell in result.cells:
         several = len({cell.grid for cell in result.cells}) > 1
         groups.setdefault(cell.solver + f"\n{cell.grid}" * several, {})[cell.nfe] = cell
-    draw, wide, high = (_scatter, 2.0, 2.0)
+    draw, wide, high = (_scatter, 1.5, 1.5)
     if _is_image(result.real):
         draw, wide = _mosaic, 3.0
         high = wide * (result.real.shape[2] + 2) / (result.real.shape[3] + 2) / _IMAGES + 0.06
@@ -325,6 +330,9 @@ def _scatter(panel: Axes, x: Tensor, real: Tensor) -> None:
         margin = 0.25 * (high - low) + 1e-6
         panel.set(**{f"{axis}lim": (low - margin, high + margin)})
     panel.set_box_aspect(1)
+    outside = ((flat < base.min(0).values - 1) | (flat > base.max(0).values + 1)).any(1).double().mean().item()
+    if outside > 0.5:
+        panel.text(0.5, 0.5, f"{outside:.0%} far outside", transform=panel.transAxes, ha="center", fontsize=7)
 
 
 def pictures_of(x: Tensor, real: Tensor, path: str | Path) -> Path:
