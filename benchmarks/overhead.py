@@ -1,0 +1,162 @@
+"""What the loop costs beside the network: sdekit and the peers that are installed, in one run.
+
+    python benchmarks/overhead.py            # every library that is installed
+    python benchmarks/overhead.py --repeats 50
+
+Two tables. The first uses a trivial network (0.1 x, state 16×3×8×8, one thread), so that what is left is each
+library's own host cost; each row is the best of the repeats, taken in turn with the others so that a busy machine slows all alike.
+The second uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import sdekit as sk
+
+STEPS = 50
+SHAPE = (16, 3, 8, 8)
+
+
+def trivial(x: Tensor, t: Tensor, **_: object) -> Tensor:
+    return x * 0.1
+
+
+def best_of(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Least seconds of each run, the runs taken in turn."""
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def bare(net: Callable[..., Tensor], x: Tensor, t: Tensor, calls: int) -> Callable[[], object]:
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(calls):
+            net(x, t)
+
+    return run
+
+
+def ours(solver: str, predicts: str) -> Callable[[], object]:
+    model = sk.ScoreModel(trivial, sk.VP(), predicts=predicts)
+    start = torch.randn(SHAPE)
+    return lambda: sk.sample(model, SHAPE, solver=solver, steps=STEPS, start=start, seed=0, final="none")
+
+
+def k_diffusion() -> dict[str, Callable[[], object]]:
+    # its package imports evaluation code with many dependencies; the samplers need none of it
+    spec = find_spec("k_diffusion")
+    if spec is None or spec.submodule_search_locations is None:
+        return {}
+    package = ModuleType("k_diffusion")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["k_diffusion"] = package
+    utils = ModuleType("k_diffusion.utils")
+    utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
+    sys.modules["k_diffusion.utils"] = package.utils = utils
+    from k_diffusion import sampling
+
+    sigmas, x = sampling.get_sigmas_karras(STEPS, 0.01, 50.0), torch.randn(SHAPE) * 50
+    names = {"sample_euler": "Euler", "sample_dpmpp_2m": "DPM++ 2M", "sample_euler_ancestral": "Euler ancestral"}
+    return {
+        f"k-diffusion {label}": lambda f=getattr(sampling, name): f(trivial, x, sigmas, disable=True)
+        for name, label in names.items()
+    }
+
+
+def diffusers() -> dict[str, Callable[[], object]]:
+    if find_spec("diffusers") is None:
+        return {}
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    def run(kind: type, x: Tensor) -> None:
+        scheduler = kind(num_train_timesteps=1000)
+        scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(trivial(x, t), t, x).prev_sample
+
+    kinds = {"DDIM": DDIMScheduler, "DPM++ 2M": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
+    x = torch.randn(SHAPE)
+    return {f"diffusers {label}": lambda kind=kind: run(kind, x) for label, kind in kinds.items()}
+
+
+def azula() -> dict[str, Callable[[], object]]:
+    if find_spec("azula") is None:
+        return {}
+    from azula.denoise import Denoiser, DiracPosterior
+    from azula.noise import VPSchedule
+    from azula.sample import DDIMSampler
+
+    class Trivial(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = VPSchedule()
+
+        def forward(self, x_t: Tensor, t: Tensor, **_: object) -> DiracPosterior:
+            return DiracPosterior(mean=trivial(x_t, t))
+
+    sampler, x = DDIMSampler(Trivial(), steps=STEPS, silent=True), torch.randn(SHAPE)
+    return {"azula DDIM": torch.no_grad()(lambda: sampler(x))}
+
+
+def table(title: str, unit: str, best: dict[str, float], calls: int) -> None:
+    base = best["bare network"]
+    print(f"\n{title}\n{'':34}{unit:>14}{'× bare':>10}")
+    for name, seconds in best.items():
+        print(f"{name:34}{seconds / calls * 1e6:14.1f}{seconds / base:10.2f}")
+
+
+def host_cost(repeats: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    runs = {"bare network": bare(trivial, torch.randn(SHAPE), torch.ones(SHAPE[0]), STEPS)}
+    for solver, predicts in (("ddim", "eps"), ("dpmpp-2m", "x0"), ("unipc-2", "x0"), ("ddpm", "eps")):
+        runs[f"sdekit {solver}"] = ours(solver, predicts)
+    for peer in (k_diffusion, diffusers, azula):
+        try:
+            runs |= peer()
+        except Exception as error:  # noqa: BLE001 - a peer that cannot run here is a line, not the end
+            print(f"{peer.__name__}: not measured ({type(error).__name__}: {error})")
+    return best_of(runs, repeats)
+
+
+def digits_cost(repeats: int, threads: int) -> dict[str, float]:
+    from sdekit.nn.digits import digits_model
+
+    torch.set_num_threads(threads)
+    model, shape, nfe = digits_model(), (64, 1, 8, 8), 20
+    start = torch.randn(shape)
+    runs = {"bare network": bare(model.net, start, torch.ones(64), nfe)}
+    for solver in ("ddim", "dpmpp-2m", "unipc-2", "ddpm"):
+        runs[f"sdekit {solver}"] = lambda s=solver: sk.sample(model, shape, solver=s, nfe=nfe, start=start, seed=0)
+    return best_of(runs, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2, help="for the digits network")
+    options = parser.parse_args()
+    best = host_cost(options.repeats)
+    table("Trivial network, 16×3×8×8, 50 steps, one thread", "µs per step", best, STEPS)
+    if "k-diffusion Euler" in best:
+        ratio = best["k-diffusion Euler"] / best["sdekit ddim"]
+        print(f"k-diffusion Euler takes {ratio:.1f} times sdekit's ddim (the same update) per step")
+    table("Digits U-Net, 64 samples, NFE 20", "µs per NFE", digits_cost(options.repeats, options.threads), 20)
+
+
+if __name__ == "__main__":
+    main()
