@@ -350,8 +350,8 @@ def _by_block(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tenso
     # filled in place: small results kept between large blocks would fragment the heap up to the size of all differences
     result = x.new_empty(len(x), len(y))
     block = max(1, _BLOCK // max(1, x.numel()))
-    for part, out in zip(y.split(block), result.split(block, dim=1), strict=True):
-        out.copy_(reduce(x[:, None] - part))
+    for start in range(0, len(y), block):
+        result[:, start : start + block] = reduce(x[:, None] - y[start : start + block])
     return result
 
 
@@ -380,7 +380,7 @@ def _check_components(name: str, value: Tensor) -> None:
 
 def _positive(name: str, value: float | Tensor, means: Tensor) -> Tensor:
     """``value`` as float64 [K] on the CPU, checked."""
-    given = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    given = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     count = len(means)
     if given.shape not in ((), (count,)):
         raise ValueError(f"{name} has shape {list(given.shape)}: it must be a number or [{count}], one per component")

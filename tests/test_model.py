@@ -12,6 +12,7 @@ from strategies import PREDICTIONS, PROCESSES, at, fractions, processes, tensor
 from torch import Tensor, nn
 
 from sdekit.model import ScoreModel
+from sdekit.prediction import convert
 from sdekit.process import VP, DiscreteVP, Flow, Process
 
 X = tensor([[0.3, -1.2], [2.0, 0.7], [-0.4, 0.1]])
@@ -42,11 +43,10 @@ def test_every_prediction_from_any_network(process: Process, marks: list[float],
     x = process.perturb(x0, t, eps)
     model = ScoreModel(lambda x, times: truth(predicts, process, x0, eps, times), process, predicts)
     for calls, kind in enumerate(PREDICTIONS, start=1):
-        # x0 from a noisy x and a noisy F is known to a rounding times their ratio; so is eps near the data
-        level = process.half_log_snr(t).abs().exp()[:, None]
-        expected = truth(kind, process, x0, eps, t)
-        gap = (getattr(model, kind)(x, t) - expected).abs() / (1 + expected.abs())
-        assert (gap <= 1e-12 * level).all(), kind
+        # c_x x + c_F F is known to a rounding of its terms
+        c_x, c_F = (torch.as_tensor(c).expand(3)[:, None].abs() for c in convert(predicts, kind, process, t))  # noqa: N806
+        allowed = 1e-13 * (c_x * x.abs() + c_F * truth(predicts, process, x0, eps, t).abs() + 1)
+        assert ((getattr(model, kind)(x, t) - truth(kind, process, x0, eps, t)).abs() <= allowed).all(), kind
         assert model.nfe == calls
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sdekit.names import Between, OneOf, check_options, lookup, options_of, parse
 
 words = st.from_regex(r"[a-z][a-z0-9-]{0,12}", fullmatch=True)
-literals = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.text("ab c", max_size=5), st.none())  # fmt: skip
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+literals = numbers | st.booleans() | st.text("ab c", max_size=5) | st.none()
 
 
 @given(words, st.dictionaries(st.sampled_from(["eta", "rho", "order", "s_noise"]), literals))

@@ -73,7 +73,7 @@ def test_the_distribution_is_standard_normal(dtype: torch.dtype) -> None:
 
 
 def test_every_axis_is_independent() -> None:
-    """Correlations over neighbouring seeds, draws, samples and elements, of z and of z²: each below 5 standard errors."""
+    """Correlations over neighbouring seeds, draws, samples and elements, of z and of z²: each under 5 std errors."""
     samples = torch.arange(500)
 
     def at(seed: int = 5, draw: int = 7) -> torch.Tensor:

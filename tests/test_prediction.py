@@ -37,7 +37,9 @@ def test_each_conversion_meets_the_definitions(
     before, after = (defined(name, process, t, x0, eps) for name in pair)
     c_x, c_F = convert(*pair, process, t)  # noqa: N806
     # the sum's terms may cancel: its rounding is theirs
-    assert c_x * x + c_F * before == pytest.approx(after, rel=1e-9, abs=1e-11 * (abs(c_x) + abs(c_F)) * (1 + abs(before)))
+    assert c_x * x + c_F * before == pytest.approx(
+        after, rel=1e-9, abs=1e-11 * (abs(c_x) + abs(c_F)) * (1 + abs(before))
+    )
 
 
 @given(processes(), fractions(), pairs)
