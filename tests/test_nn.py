@@ -230,8 +230,9 @@ def gaussian_loss(data, t):
     return (sigma * torch.linalg.solve(covariance, centred.T).T - eps).square().mean().item()
 
 
-@pytest.mark.parametrize("half_log_snr", [3.0, 2.0, 1.0, 0.0, -1.0])
-def test_the_shipped_network_denoises_better_than_the_best_linear_filter(half_log_snr):
+# under more noise the data look Gaussian: at −1 a kernel denoiser over the whole train split gains 2% only
+@pytest.mark.parametrize(("half_log_snr", "share"), [(3.0, 0.8), (2.0, 0.8), (1.0, 0.8), (0.0, 0.8), (-1.0, 1.0)])
+def test_the_shipped_network_denoises_better_than_the_best_linear_filter(half_log_snr, share):
     data, model = digits(), digits_model()
     t = sk.VP().t_of_half_log_snr(half_log_snr)
     eps = noise.normal(5, 0, torch.arange(len(data.held_out)), (1, 8, 8))
@@ -239,7 +240,7 @@ def test_the_shipped_network_denoises_better_than_the_best_linear_filter(half_lo
         x = sk.VP().perturb(data.held_out, t, eps)
         loss = (model.eps(x, t) - eps).square().mean().item()
         labelled = (model.eps(x, t, label=data.held_out_labels) - eps).square().mean().item()
-    assert loss < 0.97 * gaussian_loss(data, t)
+    assert loss < share * gaussian_loss(data, t)
     assert labelled < 1.01 * loss
 
 
