@@ -17,7 +17,7 @@ from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 TIGHT: dict[str, Any] = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-14}
-FORMULAS = "log_alpha log_sigma alpha sigma half_log_snr drift_rate diffusion alpha_rate sigma_rate".split()
+FORMULAS = ["log_alpha", "log_sigma", "alpha", "sigma", "half_log_snr", "drift_rate", "diffusion", "sigma_rate"]
 
 
 def published(process: Process, t: float) -> tuple[float, float]:
