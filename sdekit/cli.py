@@ -6,6 +6,7 @@ torch is imported by the commands, not here. Whatever is wrong with an argument 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -151,7 +152,7 @@ def compare(
         result, code = stop.result, INTERRUPTED
     _print(report.show, result)
     paths = [folder / "results.jsonl", *report.write(result, folder)]
-    typer.echo("\n" + "\n".join(str(path) for path in paths))
+    typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
     if code:
         typer.echo(f"sdekit: {len(result.cells)} cells were finished; the same command goes on from there", err=True)
     raise typer.Exit(code)
@@ -228,6 +229,8 @@ def _training() -> None:
 
 def main() -> None:
     """The entry point."""
+    # threads that spin while they wait made a network call four times as slow on a busy machine; read when torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

@@ -160,18 +160,34 @@ def _table(result: Comparison, values: Matrix) -> Table:
     several = len({cell.grid for cell in result.cells}) > 1
     for name in ["solver", "grid"][: 1 + several]:
         table.add_column(name, no_wrap=True)
-    for n in values.nfe:
-        table.add_column(f"NFE {n} ", justify="right", no_wrap=True)
-    digits = [_decimals(best) for best in values.best]
-    for row, numbers in zip(values.rows, values.values):
+    floor = None if METRICS[values.metric].paired else result.floor.get(values.metric)
+    columns = [_column(values, i, floor) for i in range(len(values.nfe))]
+    for header, *_ in columns:
+        table.add_column(header, no_wrap=True)
+    for i, row in enumerate(values.rows, start=1):
         labels = [row[0].solver + " ~" * row[0].stochastic, row[0].grid][: 1 + several]
-        done = {cell.nfe for cell in row}
-        marks = [_entry(*entry) for entry in zip(numbers, values.best, digits, [n in done for n in values.nfe])]
-        table.add_row(*labels, *marks)
-    if values.metric in result.floor and not METRICS[values.metric].paired:
-        floor = [_number(result.floor[values.metric], decimals) + " " for decimals in digits]
-        table.add_row("floor", *[""] * several, *floor, style="dim")
+        table.add_row(*labels, *[column[i] for column in columns])
+    if floor is not None:
+        table.add_row("floor", *[""] * several, *[column[-1] for column in columns], style="dim")
     return table
+
+
+def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
+    """Header, entries and floor of one NFE, of equal width with the points below each other."""
+    best, nfe = values.best[i], values.nfe[i]
+    decimals = _decimals(best)
+    numbers = [row[i] for row in values.values] + [floor]
+    measured = [any(cell.nfe == nfe for cell in row) for row in values.rows] + [False]
+    words = [
+        _number(number, decimals) if number is not None else "n/a" if there else "…"
+        for number, there in zip(numbers, measured)
+    ]
+    width = max(len(word) for word in [f"NFE {nfe}", *words])
+    entries = [
+        Text(word.rjust(width) + "*", style="bold green") if number == best and there else Text(word.rjust(width) + " ")
+        for word, number, there in zip(words, numbers, measured)
+    ]
+    return [Text(f"NFE {nfe}".rjust(width)), *entries]
 
 
 def _decimals(best: float | None) -> int:
@@ -182,14 +198,6 @@ def _decimals(best: float | None) -> int:
 def _number(value: float, decimals: int) -> str:
     shown = f"{value:.{decimals}f}"
     return shown if value == 0 or float(shown) > 0 else f"<{10**-decimals:.{decimals}f}"
-
-
-def _entry(value: float | None, best: float | None, decimals: int, measured: bool) -> Text:
-    if value is None:
-        return Text("n/a " if measured else "… ", style="dim")
-    if value == best:
-        return Text(_number(value, decimals) + "*", style="bold green")
-    return Text(_number(value, decimals) + " ")
 
 
 # -- pictures ---------------------------------------------------------------------------------------

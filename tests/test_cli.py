@@ -1,0 +1,130 @@
+"""The command as a user meets it: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import sdekit as sk
+from sdekit import cli, solvers
+from sdekit import compare as sweep
+
+SMALL = ["--solvers", "ddim,heun", "--nfe", "4,5", "--samples", "16"]
+
+
+def sdekit(*words: str) -> Any:
+    return CliRunner().invoke(cli.app, [*words])
+
+
+def test_compare_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
+    done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.jsonl", "table.txt", "steps-vs-quality.png", "samples.png", "tensors",
+    }  # fmt: skip
+    assert (tmp_path / "table.txt").read_text(encoding="utf-8") in done.stdout
+    assert "\x1b" not in done.output
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(record["nfe"], record["solver"]) for record in records] == [
+        (4, "ddim"), (4, "heun"), (5, "ddim"), (5, "heun"),
+    ]  # fmt: skip
+    for record in records:
+        assert f"{record['metrics']['rmse']:.3f}"[:4] in done.stdout
+
+
+def test_ctrl_c_prints_what_is_finished_and_exits_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = sk.sample
+
+    def sample(model, shape, **options):
+        if (options["solver"], options["nfe"]) == ("ddim", 5):
+            raise KeyboardInterrupt
+        return draw(model, shape, **options)
+
+    monkeypatch.setattr(sweep, "sample", sample)
+    done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
+    assert done.exit_code == 130
+    assert re.search(r"^heun +\d", done.stdout, re.MULTILINE)
+    assert (tmp_path / "steps-vs-quality.png").exists()
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    assert "2 cells were finished" in done.stderr
+
+
+def test_solvers_lists_the_registry_and_explains_one() -> None:
+    listed = sdekit("solvers")
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == solvers.names()
+    one = sdekit("solvers", "ddim")
+    assert solvers.get("ddim").reference in one.stdout
+    assert "option eta=0.0" in one.stdout
+
+
+@pytest.mark.parametrize("target", list(cli.TARGETS))
+def test_sample_writes_what_sample_returns(tmp_path: Path, target: str) -> None:
+    words = ["--solver", "ddim(eta=0.5)", "--nfe", "3", "--n", "5", "--seed", "7", "--grid", "time"]
+    done = sdekit("sample", "--target", target, *words, "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    subject = cli.TARGETS[target](torch.device("cpu"))
+    shape = (5, *subject.reference.shape[1:])
+    again = sk.sample(subject.model, shape, solver="ddim(eta=0.5)", nfe=3, seed=7, grid="time")
+    with safe_open(tmp_path / "samples.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("x"), again.x)
+        assert file.metadata() == {
+            "target": target, "solver": "ddim(eta=0.5)", "nfe": "3", "seed": "7", "grid": "time",
+        }  # fmt: skip
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--target", "gausian"], "unknown target 'gausian': did you mean 'gaussian'?"),
+        (["compare", "--target", "gaussian", "--solvers", "dimm"], "did you mean 'ddim'?"),
+        (["compare", "--target", "gaussian", "--grid", "logsnrr"], "did you mean 'logsnr'?"),
+        (["compare", "--target", "gaussian", "--nfe", "5,ten"], "--nfe '5,ten'"),
+        (["compare", "--target", "gaussian", "--nfe", "-5"], "--nfe '-5'"),
+        (["compare", "--target", "gaussian", "--samples", "1"], "samples=1"),
+        (["sample", "--target", "gaussian", "--nfe", "1"], "nfe=1"),
+        (["sample", "--target", "gaussian", "--n", "0"], "at least 1"),
+        (["sample", "--target", "gaussian", "--device", "abacus"], "--device 'abacus'"),
+        (["sample", "--target", "gaussian", "--solver", "ddim(eta="], "cannot read 'ddim(eta='"),
+        (["solvers", "huen"], "did you mean 'heun'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = sdekit(*words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path / "file"))
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_train_digits_is_offered() -> None:
+    done = sdekit("train", "digits", "--help")
+    assert done.exit_code == 0
+    assert "checkpoint" in done.stdout
+
+
+def test_progress_without_a_terminal_is_a_line_a_cell(tmp_path: Path) -> None:
+    done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
+    lines = done.stderr.splitlines()
+    assert [line.partition("] ")[2] for line in lines] == [
+        "exact endpoint", "check of the endpoint",
+        "ddim, logsnr, NFE 4", "heun, logsnr, NFE 4", "ddim, logsnr, NFE 5", "heun, logsnr, NFE 5",
+    ]  # fmt: skip
