@@ -137,18 +137,19 @@ def compare(
     """
     numbers, specs, grids = _whole_numbers("nfe", nfe), _names(solvers) or None, _names(grid)
     subject = _subject(target, device)
-    from sdekit import compare as sweep
     from sdekit import report
+    from sdekit.compare import Interrupted
+    from sdekit.compare import compare as measure
 
     folder = Path("out", f"compare-{target}") if out is None else out
     code = 0
     try:
         with _progress() as progress:
-            result = sweep.compare(
+            result = measure(
                 subject.model, subject.reference, solvers=specs, nfe=numbers, grid=grids, samples=samples, seed=seed,
                 real=subject.real, features=subject.features, target=target, out=folder, progress=progress,
             )  # fmt: skip
-    except sweep.Interrupted as stop:
+    except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
     _print(report.show, result)
     paths = [folder / "results.jsonl", *report.write(result, folder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli, solvers
-from sdekit import compare as sweep
 
 SMALL = ["--solvers", "ddim,heun", "--nfe", "4,5", "--samples", "16"]
 
@@ -47,7 +47,7 @@ def test_ctrl_c_prints_what_is_finished_and_exits_130(tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return draw(model, shape, **options)
 
-    monkeypatch.setattr(sweep, "sample", sample)
+    monkeypatch.setattr(import_module("sdekit.compare"), "sample", sample)
     done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
     assert done.exit_code == 130
     assert re.search(r"^heun +\d", done.stdout, re.MULTILINE)
