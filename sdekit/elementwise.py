@@ -15,16 +15,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-Scalar = TypeVar("Scalar", float, Tensor)
+Scalar = TypeVar("Scalar", float, Tensor, float | Tensor)
 
 
 def _either(on_float: Callable[..., float], on_tensor: Callable[..., Tensor]) -> Callable[..., Scalar]:
-    def function(first: Scalar, *rest: Scalar) -> Scalar:
+    def function(first: Any, *rest: Any) -> Any:
         return on_tensor(first, *rest) if isinstance(first, Tensor) else on_float(first, *rest)
 
     return function
@@ -64,7 +64,7 @@ class LinearTable:
 
     values: tuple[float, ...]
 
-    def _cell(self, u: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    def _cell(self, u: Any) -> tuple[Any, Any, Any]:
         """u's offset into its cell, the cell's first value, and its slope."""
         last = len(self.values) - 2
         if isinstance(u, Tensor):

@@ -40,14 +40,14 @@ def logsnr(process: Process, fraction: float) -> float:
 
 def karras(process: Process, fraction: float, *, rho: Annotated[float, Between(1, 100)] = 7.0) -> float:
     """Uniform in (σ/α)^{1/ρ} (Karras et al. 2022, eq. 5)."""
-    ends = (math.exp(-process.half_log_snr(t) / rho) for t in (process.t_max, process.t_min))
-    return process.t_of_half_log_snr(-rho * math.log(_line(*ends, fraction)))
+    first, last = (math.exp(-process.half_log_snr(t) / rho) for t in (process.t_max, process.t_min))
+    return process.t_of_half_log_snr(-rho * math.log(_line(first, last, fraction)))
 
 
 def cosine(process: Process, fraction: float) -> float:
     """Uniform in the angle arctan(σ/α): the times at which a cosine schedule would be uniform in t."""
-    ends = (math.atan(math.exp(-process.half_log_snr(t))) for t in (process.t_max, process.t_min))
-    return process.t_of_half_log_snr(-math.log(math.tan(_line(*ends, fraction))))
+    first, last = (math.atan(math.exp(-process.half_log_snr(t))) for t in (process.t_max, process.t_min))
+    return process.t_of_half_log_snr(-math.log(math.tan(_line(first, last, fraction))))
 
 
 GRIDS: dict[str, Callable[..., float]] = {

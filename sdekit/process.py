@@ -23,8 +23,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.elementwise import (
-    LinearTable, Scalar, asinh, atan2, cos, exp, expm1, log, log1p, sigmoid, sin, softplus, sqrt, tan,
-)  # fmt: skip
+    LinearTable,
+    Scalar,
+    asinh,
+    atan2,
+    cos,
+    exp,
+    expm1,
+    log,
+    log1p,
+    sigmoid,
+    sin,
+    softplus,
+    sqrt,
+    tan,
+)
 
 State = Float[Tensor, "batch *event"]
 Time = float | Float[Tensor, ""] | Float[Tensor, "batch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,15 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.grid import GridSpec
-from sdekit.names import unknown
-from sdekit.noise import normal
+from sdekit.names import lookup, unknown
+from sdekit.noise import SOURCES, Draws, normal
 from sdekit.process import Knot, Process
 from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 from sdekit.solvers.tableau import Plan, Row
 
 Callback = Callable[[int, float, Tensor], None]
-Draws = Callable[[float, float], Tensor]
 
 
 @runtime_checkable
@@ -67,7 +66,8 @@ def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -
 
     >>> from sdekit import ScoreModel, VP
     >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
-    >>> states = march(plan, ScoreModel(lambda x, t: x, VP()), torch.ones(1, 2), draw=lambda start, end: torch.zeros(1, 2))
+    >>> model, no_noise = ScoreModel(lambda x, t: x, VP()), lambda start, end: torch.zeros(1, 2)
+    >>> states = march(plan, model, torch.ones(1, 2), no_noise)
     >>> len(list(states))
     3
     """
@@ -102,6 +102,7 @@ def sample(
     steps: int | None = None,
     grid: GridSpec = "logsnr",
     seed: int | None = None,
+    noise: str = "independent",
     start: Tensor | None = None,
     final: str = "denoise",
     keep: str = "last",
@@ -122,6 +123,8 @@ def sample(
         steps: the number of steps, instead of ``nfe``.
         grid: a name in ``grid.GRIDS`` or the times, decreasing.
         seed: sample i gets the same noise for the same seed, whatever ``batch_size`` or device; None draws one.
+        noise: ``"independent"`` draws each interval's normals anew; ``"brownian"`` takes them from one path for each
+            (seed, sample), the same for every grid and every solver (``noise.path``).
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
         final: ``"denoise"`` returns x_0 as predicted at t_min, ``"none"`` the state at t_min.
         keep: ``"all"`` keeps the state at every knot in ``trajectory``.
@@ -142,6 +145,7 @@ def sample(
     """
     if keep not in ("last", "all"):
         raise unknown("keep", keep, ("last", "all"))
+    source = lookup("noise", noise, SOURCES)
     n, *event = _check_shape(shape, start)
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
@@ -155,11 +159,11 @@ def sample(
     with _bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
         for first in batches:
             samples = torch.arange(first, min(first + size, n), device=where)
-            noise = _Noise(plan, seed, samples, tuple(event), dtype)
-            x = noise.start() if start is None else start[first : first + size].to(where)
+            draw = source(seed, plan.intervals, samples, event, dtype)
+            x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
             states = [x]
             parts = {name: _part(value, n, first, size) for name, value in conditions.items()}
-            for step, (knot, x) in enumerate(march(plan, model, x, noise, **parts)):
+            for step, (knot, x) in enumerate(march(plan, model, x, draw, **parts)):
                 states = [*states, x] if keep == "all" else [x]
                 if callback is not None:
                     callback(step, knot.t, x)
@@ -171,22 +175,8 @@ def sample(
     return Solution(joined[-1], (model.nfe - before) // len(batches), times, trajectory, seed)
 
 
-@dataclass(frozen=True)
-class _Noise:
-    """Independent normals for each distinct λ-interval of a plan; the start is draw 0."""
-
-    plan: Plan
-    seed: int
-    samples: Tensor
-    event: tuple[int, ...]
-    dtype: torch.dtype
-
-    def start(self) -> Tensor:
-        return normal(self.seed, 0, self.samples, self.event, self.dtype) * self.plan.start.sigma
-
-    def __call__(self, start: float, end: float) -> Tensor:
-        draw = 1 + self.plan.intervals.index((start, end))
-        return normal(self.seed, draw, self.samples, self.event, self.dtype)
+def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return normal(seed, 0, samples, event, dtype) * plan.start.sigma
 
 
 def _part(value: Any, n: int, first: int, size: int) -> Any:
@@ -220,7 +210,7 @@ def _check_conditions(model: Model, conditions: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[], object]]:
+def _bar(show: bool, total: int) -> Generator[Callable[[], object]]:
     if not show:
         yield lambda: None
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from sdekit.grid import Grid
-from sdekit.names import Between, OneOf
+from sdekit.names import Between
 from sdekit.process import Knot
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Draw, Row
@@ -40,7 +40,9 @@ def _noise_ratio(knot: Knot) -> float:
     return math.exp(-knot.half_log_snr)
 
 
-@register("heun", order=2, evaluations=2, predicts="eps", reference="Karras et al. 2022, algorithm 1 with σ(t) = t, s = 1")
+@register(
+    "heun", order=2, evaluations=2, predicts="eps", reference="Karras et al. 2022, algorithm 1 with σ(t) = t, s = 1"
+)
 def heun(grid: Grid) -> Iterator[Row]:
     """Heun's method in the noise-to-signal ratio: d(x/α)/d(σ/α) = ε, averaged over both ends of a step.
 

@@ -36,7 +36,8 @@ def dpmpp_2m_sde(
     """x_t = (σ_t/σ_s) e^{−ηh} x_s + α_t (1 − e^{−(1+η)h}) D + σ_t √(1 − e^{−2ηh}) z, D as in ``dpmpp-2m``.
 
     η = 1 is the paper's; as in k-diffusion η scales g², so that it is the square of ``reverse``'s noise level.
-    "midpoint" (the paper) weighs the difference D_s − D_{s−1} by half the step, "heun" by (1 + (e^{−(1+η)h} − 1)/((1+η)h)).
+    "midpoint" (the paper) weighs the difference D_s − D_{s−1} by half the step, "heun" by
+    (1 + (e^{−(1+η)h} − 1)/((1+η)h)).
     """
     previous = 0.0
     for s, t, _ in grid:
