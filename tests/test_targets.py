@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from sdekit.prediction import convert
-from sdekit.process import VE, VP, DiscreteVP, Process
+from sdekit.process import VP, Process
 from sdekit.targets import Empirical, Gaussian, GaussianMixture, Target
 
 MEAN = tensor([0.5, -1.0, 0.2, 2.0])
@@ -372,66 +371,3 @@ def test_blocks_change_nothing() -> None:
     squares = (x.double()[:, None] - VP().alpha(0.2) * data.double()).square().sum(-1)
     expected = (-0.5 * squares / variance).logsumexp(1) - math.log(300) - 392 * math.log(2 * math.pi * variance)
     torch.testing.assert_close(target.log_prob(x, 0.2, VP()).double(), expected, rtol=1e-6, atol=0)
-
-
-def test_a_singular_covariance_has_a_density_only_under_noise() -> None:
-    target, process = Gaussian(tensor([1.0, 2.0]), tensor([[1.0, 1.0], [1.0, 1.0]])), VE()
-    x = tensor([[0.3, -0.5]])
-    noised = MultivariateNormal(tensor([1.0, 2.0]), tensor([[1.0, 1.0], [1.0, 1.0]]) + 0.25 * torch.eye(2))
-    t = process.t_of_half_log_snr(-math.log(0.5))
-    torch.testing.assert_close(target.log_prob(x, t, process), noised.log_prob(x), rtol=1e-9, atol=0)
-    difference = target.sample(5)
-    torch.testing.assert_close(difference[:, 1] - difference[:, 0], torch.ones(5).double(), rtol=0, atol=1e-7)
-    with pytest.raises(ValueError, match="t=None: cov is singular"):
-        target.log_prob(x)
-
-
-ONES = torch.ones(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: Gaussian(torch.zeros(0), torch.zeros(0, 0)), r"mean has shape \[0\]: it is empty"),
-        (lambda: Gaussian(torch.tensor([math.nan]), torch.eye(1)), "mean holds NaN or infinity"),
-        (lambda: Gaussian(torch.zeros(2), torch.eye(3)), r"cov has shape \[3, 3\]: .* must be \[2, 2\]"),
-        (lambda: Gaussian(torch.zeros(2), torch.ones(2)), r"cov has shape \[2\]"),
-        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "differs from its transpose by 0.5"),
-        (lambda: Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, -0.1]))), "cov has the eigenvalue -0.1"),
-        (lambda: Gaussian(torch.zeros(1), torch.tensor([[math.inf]])), "cov holds NaN or infinity"),
-        (lambda: GaussianMixture(torch.zeros(0, 2), 1.0), r"means has shape \[0, 2\]"),
-        (lambda: GaussianMixture(torch.zeros(2, 0), 1.0), r"means has shape \[2, 0\]"),
-        (lambda: GaussianMixture(torch.tensor(1.0), 1.0), r"means has shape \[\]"),
-        (lambda: GaussianMixture(ONES * math.nan, 1.0), "means holds NaN"),
-        (lambda: GaussianMixture(ONES, 0.0), "stds has the entry 0: every one must be positive and finite"),
-        (lambda: GaussianMixture(ONES, torch.tensor([1.0, -2.0])), "stds has the entry -2"),
-        (lambda: GaussianMixture(ONES, torch.ones(3)), r"stds has shape \[3\]: it must be a number or \[2\]"),
-        (lambda: GaussianMixture(ONES, math.nan), "stds has the entry nan"),
-        (lambda: GaussianMixture(ONES, 1.0, torch.tensor([1.0, 0.0])), "weights has the entry 0"),
-        (lambda: GaussianMixture(ONES, 1.0, torch.ones(2, 2)), r"weights has shape \[2, 2\]"),
-        (lambda: Empirical(torch.zeros(0, 8, 8), 0.1), r"data has shape \[0, 8, 8\]"),
-        (lambda: Empirical(ONES * math.inf, 0.1), "data holds NaN or infinity"),
-        (lambda: Empirical(ONES, 0.0), "bandwidth=0.0: it must be positive and finite"),
-        (lambda: Empirical(ONES, -1.0), "bandwidth=-1.0"),
-        (lambda: Empirical(ONES, math.inf), "bandwidth=inf"),
-        (lambda: TARGETS["mixture"].sample(0), "n=0"),
-        (lambda: TARGETS["mixture"].sample(2, t=0.5), "t=0.5, process=None: give both"),
-        (lambda: TARGETS["mixture"].log_prob(ONES.new_zeros(1, 2, 2), process=VP()), "t=None, process=VP"),
-        (lambda: TARGETS["mixture"].log_prob(ONES), r"x has shape \[2, 3\]: it must be .* event \[2, 2\]"),
-        (lambda: TARGETS["gaussian"].score(ONES, 0.5, VP()), r"x has shape \[2, 3\]"),
-        (lambda: TARGETS["gaussian"].model(VP()).eps(ONES, 0.5), r"x has shape \[2, 3\]"),
-        (lambda: TARGETS["gaussian"].model(VP(), "epsilon"), "unknown prediction 'epsilon': did you mean 'eps'"),
-    ],
-)
-def test_bad_input_is_named(build: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_an_event_may_be_a_number() -> None:
-    target = GaussianMixture(tensor([-1.0, 1.0]), 0.5)
-    x = target.sample(4)
-    assert x.shape == (4,)
-    expected = np.log(0.5 * stats.norm.pdf(x, -1, 0.5) + 0.5 * stats.norm.pdf(x, 1, 0.5))
-    assert target.log_prob(x).tolist() == pytest.approx(expected.tolist(), rel=1e-10)
-    assert target.model(DiscreteVP()).eps(x, 0.5).shape == (4,)
