@@ -1,12 +1,42 @@
-"""sdekit: score-based SDE and ODE solvers for diffusion models, as tables of numbers."""
+"""sdekit: score-based SDE and ODE solvers for diffusion models, as tables of numbers.
 
-from sdekit import solvers, targets
-from sdekit.grid import Grid
-from sdekit.model import ScoreModel
-from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
-from sdekit.sampling import Solution, march, sample
+Everything public is a name here. Each is imported when it is first used, so that ``sdekit --help`` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdekit import metrics, solvers, targets
+    from sdekit.comparison import Comparison, compare
+    from sdekit.grid import Grid
+    from sdekit.model import ScoreModel
+    from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+    from sdekit.sampling import Solution, march, sample
+
+_NAMES = {
+    "comparison": ("Comparison", "compare"),
+    "grid": ("Grid",),
+    "model": ("ScoreModel",),
+    "process": ("VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
+    "sampling": ("Solution", "march", "sample"),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_MODULES = ("metrics", "solvers", "targets")
 
 __all__ = [
-    "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Grid", "Process", "ScoreModel", "Solution", "SubVP",
-    "march", "sample", "solvers", "targets",
+    "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Process", "ScoreModel", "Solution", "SubVP",
+    "compare", "march", "metrics", "sample", "solvers", "targets",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"sdekit.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sdekit' has no attribute {name!r}")
+    return getattr(import_module(f"sdekit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -138,8 +138,8 @@ def compare(
     numbers, specs, grids = _whole_numbers("nfe", nfe), _names(solvers) or None, _names(grid)
     subject = _subject(target, device)
     from sdekit import report
-    from sdekit.compare import Interrupted
-    from sdekit.compare import compare as measure
+    from sdekit.comparison import Interrupted
+    from sdekit.comparison import compare as measure
 
     folder = Path("out", f"compare-{target}") if out is None else out
     code = 0

@@ -3,7 +3,7 @@ r"""Distances between two sets of samples, and the table of those that a compari
 Each is a pure function of samples x [n, *event] and y [m, *event] that returns a 0-d float64 tensor on
 their device; all but ``rmse`` allow n ≠ m and ignore the order. They work in float64, so that the distance of
 near-equal sets is not rounding. A set drawn twice from one law is not at distance 0: compare with ``floor`` in
-``compare.py``, the same distance between two sets of real data of the same sizes.
+``comparison.py``, the same distance between two sets of real data of the same sizes.
 
 ``METRICS`` is the table: one entry there is measured, tabulated and drawn everywhere.
 """

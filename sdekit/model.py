@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -91,19 +92,20 @@ class ScoreModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters lie; the CPU for a plain callable."""
-        parameter = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where the network's parameters and buffers lie; the CPU where there are none."""
+        tensors = chain(self.net.parameters(), self.net.buffers()) if isinstance(self.net, nn.Module) else iter(())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def predict(self, kind: str, x: State, t: Time, **conditions: Any) -> State:
         """The prediction ``kind`` at (x, t) from one network call; t is a float, 0-d or [batch]."""
+        lookup("prediction", kind, PREDICTIONS)
         output = self._call(x, t, conditions)
         if kind == self.predicts:
             return output
         c_x, c_F = convert(self.predicts, kind, self.process, t)  # noqa: N806
         if isinstance(c_F, float) and isinstance(c_x, float):
             return torch.add(x * c_x, output, alpha=c_F) if c_x else output * c_F
-        return match(c_x, x) * x + match(c_F, x) * output
+        return (match(c_x, x) * x + match(c_F, x) * output).to(x.dtype)
 
     def eps(self, x: State, t: Time, **conditions: Any) -> State:
         """ε, the noise in x = α x_0 + σ ε."""

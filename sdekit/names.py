@@ -52,10 +52,12 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         call = ast.parse(f"_({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise SyntaxError
-        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except (SyntaxError, ValueError):
+        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        if len(options) < len(call.keywords):  # a repeated option, or **
+            raise SyntaxError
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"cannot read {text!r}: write it as name(option=value, ...)") from None
     return name.strip(), options
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from torch import Tensor
 
 from sdekit import solvers
-from sdekit.compare import Cell, Comparison
+from sdekit.comparison import Cell, Comparison
 from sdekit.metrics import METRICS
 
 # Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers

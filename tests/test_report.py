@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from sdekit import report
-from sdekit.compare import Cell, Comparison
+from sdekit.comparison import Cell, Comparison
 from sdekit.metrics import METRICS
 
 VALUES = {  # solver: RMSE at NFE 5, 10, 20

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sdekit as sk
-from sdekit.compare import ENDPOINT, Cell, Comparison, Interrupted, compare
+from sdekit.comparison import ENDPOINT, Cell, Comparison, Interrupted, compare
 from sdekit.metrics import METRICS, energy_distance, frechet_distance, sliced_wasserstein
 from sdekit.noise import normal
 from sdekit.targets import Gaussian

@@ -1,0 +1,42 @@
+"""Flow matching's straight path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdekit.elementwise import Scalar, log, log1p, sigmoid, sqrt
+from sdekit.process.base import Process, check_range
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """Flow matching's straight path α = 1 − t, σ = t (Lipman et al. 2023; Liu et al. 2023).
+
+    λ is ∓∞ at both ends; t stays in [0.001, 0.999]. A start from N(0, σ²) leaves out 0.001 x_0.
+
+    >>> Flow().half_log_snr(0.5)
+    0.0
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0 - 1e-3
+
+    def __post_init__(self) -> None:
+        check_range(self)
+        if not (self.t_min > 0 and self.t_max < 1):
+            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: Flow needs both strictly inside (0, 1)")
+
+    def log_alpha(self, t: Scalar) -> Scalar:
+        return log1p(-t)
+
+    def log_sigma(self, t: Scalar) -> Scalar:
+        return log(t)
+
+    def drift_rate(self, t: Scalar) -> Scalar:
+        return -1 / (1 - t)
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        return sqrt(2 * t / (1 - t))
+
+    def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
+        return sigmoid(-half_log_snr)

@@ -1,0 +1,29 @@
+"""The public names: each listed one is there, and the command's help needs no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sdekit as sk
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert sorted(sk.__all__) == sorted([*sk._HOMES, *sk._MODULES])
+    for name in sk.__all__:
+        assert getattr(sk, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        sk.smaple  # noqa: B018
+
+
+def test_a_function_keeps_its_name_when_its_module_is_imported():
+    import sdekit.comparison
+    import sdekit.sampling
+
+    assert sk.compare is sdekit.comparison.compare
+    assert sk.sample is sdekit.sampling.sample
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, sdekit.cli; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
