@@ -36,20 +36,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tag, Tensor, nn
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
 _NAME = "simgpu"
 _CPU = torch.device("cpu")
 _DATA: Any = Tensor.data
+_HOST = attrgetter("host")
 
 
 class HostReadError(RuntimeError):
@@ -63,7 +64,7 @@ class SimTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
-    def __new__(cls, host: Tensor) -> SimTensor:
+    def __new__(cls: type[SimTensor], host: Tensor) -> SimTensor:
         with torch.inference_mode(host.is_inference()):
             return Tensor._make_wrapper_subclass(
                 cls, host.shape, strides=host.stride(), storage_offset=host.storage_offset(),
@@ -74,7 +75,7 @@ class SimTensor(Tensor):
         self.host = host
 
     @classmethod
-    def __torch_dispatch__(cls: type[SimTensor], func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {})  # outside `device()`: computed, not watched
 
     @property
@@ -121,12 +122,19 @@ class _Backend(_DummyBackendModule):
         return [torch.float16, torch.bfloat16]
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    if func is aten.scaled_dot_product_attention.default:
+        return False  # its parts depend on the device
+    return func._can_decompose() and not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+
+
 def _has_mask(indices: Sequence[Tensor | None]) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _put_reads(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False, **_: Any) -> bool:
-    return _has_mask(indices) and (accumulate or values.numel() > 1)  # one value under a mask is a fill
+    return _has_mask(indices) and (accumulate or values.numel() != 1)  # one value under a mask is a fill
 
 
 _READS: dict[Any, Callable[..., bool]] = {  # where torch's tags alone do not tell
@@ -147,13 +155,26 @@ def _reads(func: Any, args: Any, kwargs: Any) -> bool:
     return Tag.data_dependent_output in func.tags or Tag.dynamic_output_shape in func.tags
 
 
+def _leaves(args: Any, kwargs: Any) -> list[Any]:
+    return [x for value in (*args, *kwargs.values()) for x in (value if isinstance(value, (list, tuple)) else (value,))]
+
+
+def _map(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """``function`` of what is of ``kind``: of ``value``, or of its entries (operations do not nest deeper)."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([function(x) if isinstance(x, kind) else x for x in value])
+    return function(value) if isinstance(value, kind) else value
+
+
 def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     """Run ``func`` on the CPU tensors inside; its result lies on the device unless ``device=`` says otherwise."""
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = [x for x in _leaves(args, kwargs) if isinstance(x, Tensor)]
     known = {id(x.host if isinstance(x, SimTensor) else x): x for x in tensors}
     place = kwargs.get("device")
     on_device = any(isinstance(x, SimTensor) for x in tensors) if place is None else place.type == _NAME
-    args, kwargs = tree_map_only(SimTensor, lambda x: x.host, (args, kwargs))
+    func = _PLAIN.get(func, func)
+    args = [_map(x, SimTensor, _HOST) for x in args]
+    kwargs = {name: _map(x, SimTensor, _HOST) for name, x in kwargs.items()}
     if place is not None:
         kwargs["device"] = _CPU
     if on_device and Tag.nondeterministic_seeded in func.tags:
@@ -164,13 +185,16 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     else:
         out = func(*args, **kwargs)
 
-    def place_on_device(x: Tensor) -> Tensor:
-        shell = known[id(x)] if id(x) in known else SimTensor(x)
-        if shell.shape != x.shape:
-            raise NotImplementedError(f"{func} changes a tensor's shape in place, which {_NAME} cannot")
-        return shell
+    return _map(out, Tensor, partial(_shell, known)) if on_device else out
 
-    return tree_map_only(Tensor, place_on_device, out) if on_device else out
+
+def _shell(known: dict[int, Tensor], host: Tensor) -> Tensor:
+    """The tensor that stands for ``host`` outside: the same one where an operation wrote to it."""
+    if id(host) not in known:
+        return SimTensor(host)
+    if known[id(host)].shape != host.shape:
+        raise NotImplementedError(f"{_NAME} cannot change a tensor's shape in place")
+    return known[id(host)]
 
 
 def _is_foreign(x: Any, strict: bool) -> bool:
@@ -179,7 +203,7 @@ def _is_foreign(x: Any, strict: bool) -> bool:
 
 def _misplaced(func: Any, args: Any, kwargs: Any) -> str | None:
     """What of the CPU's may not meet the device here; a 0-d tensor may, unless it is written to or one of a list."""
-    leaves = tree_leaves((args, kwargs))
+    leaves = _leaves(args, kwargs)
     if any(isinstance(x, torch.Generator) for x in leaves):
         return "a torch.Generator of the CPU"
     if func is aten.copy_.default or not any(isinstance(x, SimTensor) for x in leaves):
@@ -190,7 +214,7 @@ def _misplaced(func: Any, args: Any, kwargs: Any) -> str | None:
         value = values.get(argument.name)
         written = argument.alias_info is not None and argument.alias_info.is_write
         several = isinstance(value, (list, tuple)) and any(isinstance(x, SimTensor) for x in value)
-        for x in tree_leaves(value):
+        for x in value if isinstance(value, (list, tuple)) else (value,):
             if _is_foreign(x, strict=written or several):
                 return f"a CPU tensor of shape {list(x.shape)}"
     return None
@@ -241,11 +265,11 @@ class Simulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and func is not _ATTENTION and func._can_decompose():
+        if torch.is_inference_mode_enabled() and _is_composite(func):
             with self:  # outside inference mode torch has done this already
                 return func.decompose(*args, **kwargs)
-        place, given = kwargs.get("device"), [isinstance(x, SimTensor) for x in tree_leaves((args, kwargs))]
-        if any(given) or (place is not None and place.type == _NAME):
+        place = kwargs.get("device")
+        if (place is not None and place.type == _NAME) or any(isinstance(x, SimTensor) for x in _leaves(args, kwargs)):
             self._watch(func, args, kwargs)
         return _compute(func, args, kwargs)
 
@@ -290,7 +314,17 @@ def device() -> Generator[Simulation, None, None]:
         gpu._raise_late()
 
 
-_ATTENTION = aten.scaled_dot_product_attention.default
+_KERNELS = (
+    # called with the dispatch modes switched off, as inside torch.tensor(..., device=)
+    aten.empty.memory_format, aten.empty_strided.default, aten._local_scalar_dense.default,
+    # have a CPU kernel; without one for this device torch takes them apart, and they round otherwise
+    aten.silu_backward.default, aten.mish_backward.default, aten.native_channel_shuffle.default,
+)  # fmt: skip
+_PLAIN = {  # for what marks a tensor instead of computing it: a shell does not show the mark
+    aten._efficientzerotensor.default: aten.zeros.default,
+    aten._conj.default: aten._conj_physical.default,
+    aten._neg_view.default: aten.neg.default,
+}
 _COPIES = (aten.copy_.default, aten._to_copy.default)
 _backend = _Backend()
 
@@ -310,8 +344,6 @@ def _attention(
 
 
 def _kernel(func: Any) -> Callable[..., Any]:
-    """For what torch calls with its dispatch modes switched off, as inside ``torch.tensor(..., device=)``."""
-
     def kernel(*args: Any, **kwargs: Any) -> Any:
         for mode in _get_current_dispatch_mode_stack():
             if isinstance(mode, Simulation):
@@ -326,7 +358,7 @@ def _register() -> torch.library.Library:
     """Make the device known to torch, once; the registrations last as long as what is returned."""
     _setup_privateuseone_for_python_backend(_NAME, backend_module=_backend)
     copy, library = _kernel(aten.copy_.default), torch.library.Library("aten", "IMPL")
-    for func in (aten.empty.memory_format, aten.empty_strided.default, aten._local_scalar_dense.default):
+    for func in _KERNELS:
         library.impl(func, _kernel(func), "PrivateUse1")
     library.impl("_copy_from", lambda source, target, *_: copy(target, source), "PrivateUse1")
     library.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
