@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 from sdekit.grid import Grid
 from sdekit.names import Between, OneOf
+from sdekit.solvers.dpm_solver import all_single_steps, published_multistep, single_step
+from sdekit.solvers.multistep import START, multistep, start_split
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Draw, Row
 
@@ -54,3 +57,36 @@ def dpmpp_2m_sde(
             noise=(Draw(std, s.half_log_snr, t.half_log_snr),) if eta else (),
         )
         previous = h
+
+
+@register("dpmpp-2s", order=2, evaluations=2, predicts="x0", reference=f"{_PAPER}, algorithm 1")
+def dpmpp_2s(grid: Grid) -> Iterator[Row]:
+    """Single-step DPM-Solver++(2S), r_1 = 1/2: x_t = (σ_t/σ_s) x_s − α_t (e^{−h} − 1) D at the midpoint in λ."""
+    yield from all_single_steps("x0", grid)
+
+
+@register("dpmpp-3s", order=3, evaluations=3, predicts="x0", reference=f"{_PAPER}, released code (single-step)")
+def dpmpp_3s(grid: Grid) -> Iterator[Row]:
+    """Single-step DPM-Solver++(3S), r_1 = 1/3, r_2 = 2/3: ``dpm-solver-3`` for the data prediction."""
+    yield from all_single_steps("x0", grid)
+
+
+@register("dpmpp-3m", order=2, predicts="x0", reference=f"{_PAPER}, released code (multistep)")
+def dpmpp_3m(grid: Grid) -> Iterator[Row]:
+    """Multistep DPM-Solver++(3M) as it is shipped everywhere: a quadratic in λ whose second coefficient counts half.
+
+    Order 2, and not 3, because of that half; ``dpmpp-3m-corrected`` counts it whole.
+    """
+    yield from multistep(grid, 3, published_multistep("x0"), partial(single_step, "x0"))
+
+
+@register(
+    "dpmpp-3m-corrected",
+    order=3,
+    predicts="x0",
+    vary=lambda start: {"split": start_split(3, start)},
+    reference=f"{_PAPER}, released code, with the factor 2 that its multistep D_2 lacks",
+)
+def dpmpp_3m_corrected(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
+    """``dpmpp-3m`` with the quadratic integrated exactly: order 3, as the paper states."""
+    yield from multistep(grid, 3, published_multistep("x0", quadratic=1.0), partial(single_step, "x0"))

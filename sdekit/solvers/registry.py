@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
@@ -17,6 +17,7 @@ from sdekit.solvers.tableau import DATA, Plan, Row
 
 Rows = Callable[..., Iterator[Row]]
 Split = Callable[[int], Sequence[int]]
+Vary = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Solver:
         reference: paper and equation.
         split: evaluations of each step for a budget; by default full steps and one step for the rest.
         options: the values chosen, where they differ from the defaults.
+        vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Solver:
     reference: str
     split: Split = field(repr=False)
     options: tuple[tuple[str, Any], ...] = ()
+    vary: Vary | None = field(default=None, repr=False)
 
     @property
     def available(self) -> dict[str, Option]:
@@ -83,7 +86,7 @@ class Solver:
         function = GRIDS.get(parse(spec)[0]) if isinstance(spec, str) else None
         return _plan(self, process, nfe, steps, spec, function, final)
 
-    def _plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
+    def make_plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
         last = lookup("final", final, _FINAL)
         budget = self._budget(nfe, steps, grid, last)
         knots = Grid.make(process, grid, budget)
@@ -93,7 +96,9 @@ class Solver:
             rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
         plan = Plan(knots.knots[0], tuple(rows), self.predicts)
         if plan.nfe != sum(budget) + last:
-            raise ValueError(f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned")
+            raise ValueError(
+                f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned"
+            )
         return plan
 
     def _budget(self, nfe: int | None, steps: int | None, grid: GridSpec, last: int) -> Sequence[int]:
@@ -116,7 +121,7 @@ def _plan(
     solver: Solver, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, key: object, final: str
 ) -> Plan:
     # a run's table is the same for every batch and seed; ``key`` tells two grids of one name apart
-    return solver._plan(process, nfe, steps, grid, final)
+    return solver.make_plan(process, nfe, steps, grid, final)
 
 
 _FINAL = {"denoise": 1, "none": 0}
@@ -129,6 +134,7 @@ def check_count(name: str, value: object, low: int, why: str) -> None:
         raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")
 
 
+@lru_cache
 def full_steps(evaluations: int) -> Split:
     """Steps of ``evaluations`` each, and one step for the rest (Lu et al. 2022, DPM-Solver-fast's rule).
 
@@ -138,8 +144,26 @@ def full_steps(evaluations: int) -> Split:
     return lambda budget: [evaluations] * (budget // evaluations) + [budget % evaluations] * (budget % evaluations > 0)
 
 
+@lru_cache
+def starting(evaluations: int, steps: int) -> Split:
+    """The first ``steps`` steps of ``evaluations`` each, as far as the budget goes, then steps of one.
+
+    >>> starting(3, 2)(5), starting(3, 2)(8)
+    ([3, 2], [3, 3, 1, 1])
+    """
+    first = full_steps(evaluations)
+    return lambda budget: [*first(min(budget, evaluations * steps)), *[1] * (budget - evaluations * steps)]
+
+
 def register(
-    name: str, *, order: int, predicts: str, reference: str, evaluations: int = 1, split: Split | None = None
+    name: str,
+    *,
+    order: int,
+    predicts: str,
+    reference: str,
+    evaluations: int = 1,
+    split: Split | None = None,
+    vary: Vary | None = None,
 ) -> Callable[[Rows], Rows]:
     """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
 
@@ -152,7 +176,8 @@ def register(
             raise ValueError(f"a solver named {name!r} is registered already")
         lookup("prediction", predicts, PREDICTIONS)
         options_of(rows)
-        _SOLVERS[name] = Solver(name, rows, order, predicts, evaluations, reference, split or full_steps(evaluations))
+        split_or_full = split or full_steps(evaluations)
+        _SOLVERS[name] = Solver(name, rows, order, predicts, evaluations, reference, split_or_full, vary=vary)
         return rows
 
     return add
@@ -180,4 +205,6 @@ def get(spec: str | Solver) -> Solver:
     name, options = parse(spec)
     solver = lookup("solver", name, _SOLVERS)
     check_options(name, solver.available, options)
-    return replace(solver, options=tuple(sorted(options.items())))
+    every = {option: options.get(option, known.default) for option, known in solver.available.items()}
+    varied = solver.vary(**every) if solver.vary else {}
+    return replace(solver, options=tuple(sorted(options.items())), **varied)

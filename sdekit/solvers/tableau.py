@@ -14,9 +14,11 @@ the knot where x then lies, and it may commit x as the new anchor. That is every
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from torch import Tensor
 
 from sdekit.process import Knot
@@ -122,3 +124,31 @@ def phi(order: int, h: float) -> float:
     for k in range(order):
         value = (value - 1 / math.factorial(k)) / h
     return value
+
+
+def exponential(kind: str, s: Knot, t: Knot, count: int) -> tuple[float, list[float]]:
+    """The exact step of the probability-flow ODE, for a prediction that is a polynomial in λ between s and t.
+
+    With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver eq. 3.4, DPM-Solver++ eq. 8):
+        eps   x_t = (α_t/α_s) x_s − σ_t h ∫_0^1 e^{(1−u)h} ε(u) du
+        x0    x_t = (σ_t/σ_s) x_s + α_t h ∫_0^1 e^{−(1−u)h} x_0(u) du
+
+    Returns the factor of x_s and what the second term is for the predictions u^0 … u^{count − 1}.
+
+    >>> s, t = Knot(1.0, 1.0, 2.0, -math.log(2)), Knot(0.5, 1.0, 1.0, 0.0)
+    >>> anchor, (constant,) = exponential("eps", s, t, 1)
+    >>> anchor, round(constant, 12)
+    (1.0, -1.0)
+    """
+    h = t.half_log_snr - s.half_log_snr
+    anchor, scale, z = {"eps": (t.alpha / s.alpha, -t.sigma, h), "x0": (t.sigma / s.sigma, t.alpha, -h)}[kind]
+    return anchor, [scale * h * math.factorial(k) * phi(k + 1, z) for k in range(count)]
+
+
+def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Weights w with Σ_j w_j u_j^k = moments[k]: a linear functional of the polynomial through values at ``nodes``.
+
+    >>> [round(w, 12) for w in quadrature([0.0, -1.0], [1.0, 0.5])]  # Adams-Bashforth
+    [1.5, -0.5]
+    """
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()
