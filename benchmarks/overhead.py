@@ -3,8 +3,10 @@
     python benchmarks/overhead.py            # every library that is installed
     python benchmarks/overhead.py --repeats 50
 
-Two tables. The first uses a trivial network (0.1 x, state 16×3×8×8, one thread), so that what is left is each
-library's own host cost; each row is the best of the repeats, taken in turn with the others so that a busy machine slows all alike.
+Two tables. The first uses a trivial ε network of a DDPM's table (0.1 x, state 16×3×8×8, one
+thread), so that what is left is each library's own host cost; each row is the best of the repeats, taken in turn with
+the others so that a busy machine slows all alike. k-diffusion is measured with its own wrapper of such a network, and
+with a bare function in place of it, which leaves the time map and the input scaling to the user.
 The second uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -51,7 +54,7 @@ def bare(net: Callable[..., Tensor], x: Tensor, t: Tensor, calls: int) -> Callab
 
 
 def ours(solver: str, predicts: str) -> Callable[[], object]:
-    model = sk.ScoreModel(trivial, sk.VP(), predicts=predicts)
+    model = sk.ScoreModel(trivial, sk.DiscreteVP(), predicts=predicts, time="index")
     start = torch.randn(SHAPE)
     return lambda: sk.sample(model, SHAPE, solver=solver, steps=STEPS, start=start, seed=0, final="none")
 
@@ -67,12 +70,20 @@ def k_diffusion() -> dict[str, Callable[[], object]]:
     utils = ModuleType("k_diffusion.utils")
     utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
     sys.modules["k_diffusion.utils"] = package.utils = utils
-    from k_diffusion import sampling
+    from k_diffusion import external, sampling
 
-    sigmas, x = sampling.get_sigmas_karras(STEPS, 0.01, 50.0), torch.randn(SHAPE) * 50
+    alphas_bar = (1 - torch.tensor(sk.DiscreteVP().betas)).cumprod(0)
+    denoiser = external.DiscreteEpsDDPMDenoiser(trivial, alphas_bar, quantize=False)
+    sigmas, x = denoiser.get_sigmas(STEPS), torch.randn(SHAPE) * 50
     names = {"sample_euler": "Euler", "sample_dpmpp_2m": "DPM++ 2M", "sample_euler_ancestral": "Euler ancestral"}
+    models = {"": denoiser, ", bare function": trivial}
+
+    def run(name: str, model: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: getattr(sampling, name)(model, x, sigmas, disable=True)
+
     return {
-        f"k-diffusion {label}": lambda f=getattr(sampling, name): f(trivial, x, sigmas, disable=True)
+        f"k-diffusion {label}{suffix}": run(name, model)
+        for suffix, model in models.items()
         for name, label in names.items()
     }
 
@@ -91,7 +102,7 @@ def diffusers() -> dict[str, Callable[[], object]]:
 
     kinds = {"DDIM": DDIMScheduler, "DPM++ 2M": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
     x = torch.randn(SHAPE)
-    return {f"diffusers {label}": lambda kind=kind: run(kind, x) for label, kind in kinds.items()}
+    return {f"diffusers {label}": partial(run, kind, x) for label, kind in kinds.items()}
 
 
 def azula() -> dict[str, Callable[[], object]]:
@@ -128,20 +139,20 @@ def host_cost(repeats: int) -> dict[str, float]:
     for peer in (k_diffusion, diffusers, azula):
         try:
             runs |= peer()
-        except Exception as error:  # noqa: BLE001 - a peer that cannot run here is a line, not the end
+        except Exception as error:  # a peer that cannot run here is a line, not the end
             print(f"{peer.__name__}: not measured ({type(error).__name__}: {error})")
     return best_of(runs, repeats)
 
 
 def digits_cost(repeats: int, threads: int) -> dict[str, float]:
-    from sdekit.nn.digits import digits_model
+    from sdekit.nn import digits_model
 
     torch.set_num_threads(threads)
     model, shape, nfe = digits_model(), (64, 1, 8, 8), 20
     start = torch.randn(shape)
     runs = {"bare network": bare(model.net, start, torch.ones(64), nfe)}
     for solver in ("ddim", "dpmpp-2m", "unipc-2", "ddpm"):
-        runs[f"sdekit {solver}"] = lambda s=solver: sk.sample(model, shape, solver=s, nfe=nfe, start=start, seed=0)
+        runs[f"sdekit {solver}"] = partial(sk.sample, model, shape, solver=solver, nfe=nfe, start=start, seed=0)
     return best_of(runs, repeats)
 
 
@@ -152,9 +163,9 @@ def main() -> None:
     options = parser.parse_args()
     best = host_cost(options.repeats)
     table("Trivial network, 16×3×8×8, 50 steps, one thread", "µs per step", best, STEPS)
-    if "k-diffusion Euler" in best:
-        ratio = best["k-diffusion Euler"] / best["sdekit ddim"]
-        print(f"k-diffusion Euler takes {ratio:.1f} times sdekit's ddim (the same update) per step")
+    for name in ("k-diffusion Euler", "k-diffusion Euler, bare function"):
+        if name in best:
+            print(f"{name} takes {best[name] / best['sdekit ddim']:.1f} times sdekit's ddim (the same update) per step")
     table("Digits U-Net, 64 samples, NFE 20", "µs per NFE", digits_cost(options.repeats, options.threads), 20)
 
 

@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints
 
 Entry = TypeVar("Entry")
@@ -108,6 +109,7 @@ class Option:
     rule: Between | OneOf
 
 
+@lru_cache(maxsize=None)
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     """A function's options: its keyword-only parameters, each annotated with its rule.
 
