@@ -1,0 +1,217 @@
+"""``encode`` data to noise, ``decode`` noise to data, or ``flow`` between any two times."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sdekit.grid import Grid, GridSpec
+from sdekit.names import lookup, unknown
+from sdekit.ode.field import VARIABLES, Evaluate, Field, network
+from sdekit.ode.steppers import STEPPERS, Settings
+from sdekit.process import DiscreteVP, Process, State
+from sdekit.sampling import Model, march
+from sdekit.solvers import Plan, Solver, get, names
+from sdekit.solvers.registry import check_count
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a solve ended.
+
+    Attributes:
+        x: the state [batch, *event] at the last time.
+        nfe: network evaluations that each sample took [batch].
+        integral: ∫ div(dy/du)/D du for each probe [batch, probes]; no columns where none was asked for.
+        defect: an estimate of the solver's error of the log density [batch], in nats; None where the method has none.
+    """
+
+    x: Float[Tensor, "batch *event"]
+    nfe: Int[Tensor, "batch"]
+    integral: Float[Tensor, "batch probes"]
+    defect: Float[Tensor, "batch"] | None
+
+
+def integrate(
+    model: Model,
+    x: State,
+    t0: float,
+    t1: float,
+    *,
+    method: str | Solver = "per-sample",
+    variable: str = "angle",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int | None = None,
+    grid: GridSpec = "logsnr",
+    gradients: str = "none",
+    max_attempts: int = 1000,
+    options: Mapping[str, Any] | None = None,
+    evaluate: Evaluate | None = None,
+    probes: int = 0,
+    **conditions: Any,
+) -> Path:
+    r"""Solve the probability-flow ODE dx/dt = f x − ½ g² s(x, t) from t0 to t1 (Song et al. 2021, eq. 13).
+
+    Args:
+        x: the state [batch, *event] at t0; float32 or float64.
+        t0, t1: within [t_min, t_max], in either order. The network is never called outside that range.
+        method: ``"per-sample"``: Dormand–Prince 5(4), each sample with its own steps; ``"fixed"``: the same formulas
+            with ``steps`` equal steps in u and no read by the host; a method of torchdiffeq; or a deterministic solver
+            of the registry (its name, or a ``Solver`` where torchdiffeq has the name too), run in either direction.
+        variable: the integration variable u, a name in ``VARIABLES``; ``"angle"`` takes the fewest evaluations.
+        rtol, atol: tolerances of the adaptive methods, for y = x/√(α² + σ²).
+        steps: the number of steps of the fixed-step methods, equal in u; of a solver of the registry, on ``grid``.
+        gradients: ``"none"``; ``"direct"`` through every step; ``"adjoint"`` by torchdiffeq's adjoint equation.
+        max_attempts: the most steps that one sample may try before the solve is given up.
+        options: more options for torchdiffeq's method.
+        evaluate, probes: the network and its divergences (``likelihood`` gives them).
+        conditions: passed to the network.
+
+    Raises ValueError for unknown names, times outside the range, tolerances that the state's dtype cannot reach, and a
+    solve that does not get on (it names t and the sample).
+
+    >>> from sdekit import VP, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, 0.1])))
+    >>> x = target.sample(3, t=1e-3, process=VP())
+    >>> path = integrate(target.model(VP()), x, 1e-3, 1.0)
+    >>> torch.allclose(path.x, target.flow_map(x, 1e-3, 1.0, VP()), atol=1e-3), path.nfe.shape
+    (True, torch.Size([3]))
+    """
+    process, rule = model.process, _rule(method)
+    _check(process, x, (t0, t1), (rtol, atol), gradients, variable)
+    check_count("max_attempts", max_attempts, 1, "it bounds the steps that one sample tries")
+    with torch.set_grad_enabled(gradients != "none"):
+        if isinstance(rule, Solver):
+            _refuse(gradients == "adjoint" or probes > 0, rule.name, "has no adjoint and no divergence")
+            return _run_plan(rule, model, x, t0, t1, steps, grid, conditions)
+        kind = getattr(model, "predicts", "eps")
+        evaluate = evaluate or network(model, kind, len(x), conditions)
+        field = Field(process, lookup("variable", variable, VARIABLES), kind, evaluate, x.shape[1:], x.dtype)
+        scale0, scale1 = (math.hypot(process.alpha(t), process.sigma(t)) for t in (t0, t1))
+        z = torch.cat([(x / scale0).flatten(1), x.new_zeros(len(x), probes)], 1)
+        ends: tuple[float, float] = (field.variable.of_t(process, float(t0)), field.variable.of_t(process, float(t1)))
+        settings = Settings(rtol, atol, steps, max_attempts, gradients, dict(options or {}), _parameters(model))
+        z, nfe, defect = (z, [0] * len(x), None) if t0 == t1 else STEPPERS[rule](field, z, ends, settings)
+        counts = torch.tensor(nfe, dtype=torch.int64)
+        return Path((scale1 * z[:, : field.size]).reshape(x.shape), counts, z[:, field.size :], defect)
+
+
+def flow(model: Model, x: State, t0: float, t1: float, **arguments: Any) -> State:
+    """Where the probability-flow ODE takes x from t0 to t1; the arguments are those of ``integrate``.
+
+    >>> from sdekit import VE, targets
+    >>> target = targets.Gaussian(torch.zeros(1), torch.eye(1))
+    >>> model = target.model(VE(sigma_min=1.0, sigma_max=7**0.5))
+    >>> flow(model, torch.full((1, 1), 4.0), 1.0, 0.0).round(decimals=3)
+    tensor([[2.]])
+    """
+    return integrate(model, x, t0, t1, **arguments).x
+
+
+def encode(model: Model, x0: State, **arguments: Any) -> State:
+    """The latent of data x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
+
+    >>> from sdekit import VP, targets
+    >>> model = targets.Gaussian(torch.zeros(2), torch.eye(2)).model(VP())
+    >>> x0 = torch.tensor([[1.0, -2.0]])
+    >>> torch.allclose(decode(model, encode(model, x0)), x0, atol=1e-3)
+    True
+    """
+    return flow(model, x0, model.process.t_min, model.process.t_max, **arguments)
+
+
+def decode(model: Model, z: State, **arguments: Any) -> State:
+    """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
+    return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
+
+
+def _rule(method: str | Solver) -> str | Solver:
+    if isinstance(method, Solver) or method in STEPPERS:
+        return method
+    if method.partition("(")[0] not in names():
+        raise unknown("method", method, [*STEPPERS, *names()])
+    return get(method)
+
+
+def _refuse(wrong: bool, method: str, why: str) -> None:
+    if wrong:
+        raise ValueError(f"method={method!r} {why}: use 'per-sample', 'fixed' or one of torchdiffeq's such as 'dopri5'")
+
+
+def _parameters(model: Model) -> tuple[nn.Parameter, ...]:
+    net = getattr(model, "net", model)
+    return tuple(net.parameters()) if isinstance(net, nn.Module) else ()
+
+
+def _check(
+    process: Process, x: Tensor, times: Sequence[float], tolerances: tuple[float, float], gradients: str, variable: str
+) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x has dtype {x.dtype}: the state must be float32 or float64 (the network may run in less)")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x has shape {list(x.shape)}: it must be [batch, *event] with at least one element")
+    for name, t in zip(("t0", "t1"), times):
+        if not process.t_min <= t <= process.t_max:
+            raise ValueError(f"{name}={t}: it must lie in [t_min, t_max] = [{process.t_min}, {process.t_max}]")
+    reach = 4 * torch.finfo(x.dtype).eps
+    if not (min(tolerances) >= 0 and math.inf > max(tolerances) >= reach):
+        raise ValueError(f"rtol, atol = {tolerances}: with {x.dtype} one must be at least {reach:.2g}; use float64")
+    if gradients not in ("none", "direct", "adjoint"):
+        raise unknown("gradients", gradients, ("none", "direct", "adjoint"))
+    lookup("variable", variable, VARIABLES)
+    if variable == "t" and isinstance(process, DiscreteVP):
+        raise ValueError(
+            "variable='t': DiscreteVP's rate jumps at each entry of its table; use 'angle' or 'half-log-snr'"
+        )
+
+
+def _run_plan(
+    solver: Solver, model: Model, x: Tensor, t0: float, t1: float, steps: int | None, grid: GridSpec, conditions: Any
+) -> Path:
+    plan = plan_between(solver, model.process, t0, t1, steps, grid)
+    if plan.intervals:
+        raise ValueError(f"method={solver.name!r} draws noise with these options: a flow needs a deterministic solver")
+    *_, (_, x) = march(plan, model, x, lambda start, end: x.new_empty(0), **conditions)
+    return Path(x, torch.full((len(x),), plan.nfe), x.new_zeros(len(x), 0), None)
+
+
+def plan_between(
+    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "logsnr"
+) -> Plan:
+    """A registered solver's table from t0 to t1 in either direction, without a final denoising.
+
+    With t0 < t1 it runs from data to noise, as DDIM inversion does (Song, Meng & Ermon 2021, section 4.3).
+
+    Args:
+        grid: as in ``sample``, laid over [t0, t1]; or the times themselves, from t0 to t1.
+
+    Raises ValueError where t0 = t1, and as ``Grid.make`` does.
+
+    >>> from sdekit import VP
+    >>> [round(row.to.t, 3) for row in plan_between("dpmpp-2m", VP(), 0.1, 0.9, 2, "time").rows]
+    [0.5, 0.9]
+    """
+    rule, low, high = get(solver), min(t0, t1), max(t0, t1)
+    if low == high:
+        raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
+    count = steps if isinstance(grid, str) else len(grid) - 1
+    check_count("steps", count, 1, f"{rule.name!r} takes a fixed number of steps")
+    narrowed = copy.copy(process)  # the same process, whose range is the range to cross
+    object.__setattr__(narrowed, "t_min", low)
+    object.__setattr__(narrowed, "t_max", high)
+    spec = grid if isinstance(grid, str) else [float(t) for t in (grid if t0 > t1 else tuple(grid)[::-1])]
+    falling = Grid.make(narrowed, spec, [rule.evaluations] * (count or 1))
+    knots = falling.knots if t0 > t1 else falling.knots[::-1]
+    try:
+        rows = tuple(rule.rows(Grid(process, knots, falling.evaluations), **dict(rule.options)))
+    except ValueError as error:
+        raise ValueError(f"method={rule.name!r} has no table from t0={t0} to t1={t1}: {error}") from None
+    return Plan(knots[0], rows, rule.predicts)
