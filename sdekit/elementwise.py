@@ -70,7 +70,8 @@ class LinearTable:
         if isinstance(u, Tensor):
             low = u.floor().clamp(0, last)
             table, index = _on_device(self.values, u.dtype, u.device), low.long()
-            return u - low, table[index], table[index + 1] - table[index]
+            start = table.take(index)  # table[index] would read a 0-d index back to the host
+            return u - low, start, table.take(index + 1) - start
         low = min(max(math.floor(u), 0), last)
         return u - low, self.values[low], self.values[low + 1] - self.values[low]
 
@@ -86,7 +87,8 @@ class LinearTable:
         if isinstance(value, Tensor):
             table = _on_device(self.values, value.dtype, value.device)
             low = (torch.searchsorted(-table, -value.contiguous()) - 1).clamp(0, last)
-            return low + (value - table[low]) / (table[low + 1] - table[low])
+            start = table.take(low)
+            return low + (value - start) / (table.take(low + 1) - start)
         low = min(max(bisect.bisect_left(self.values, -value, key=lambda v: -v) - 1, 0), last)
         return low + (value - self.values[low]) / (self.values[low + 1] - self.values[low])
 

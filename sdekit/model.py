@@ -136,9 +136,9 @@ class ScoreModel:
         else:
             times = torch.full((x.shape[0],), time, dtype=time_dtype, device=x.device)
         self.nfe += 1
-        output = self.net(x.to(dtype), times, **conditions)
+        output = self.net(x if x.dtype == dtype else x.to(dtype), times, **conditions)
         self._check(output, x, t)
-        return output.to(x.dtype)
+        return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def _check(self, output: Tensor, x: Tensor, t: float | Tensor) -> None:
         if output.shape != x.shape:
