@@ -123,7 +123,7 @@ Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps,
 @app.command()
 def compare(
     target: Target_ = "digits",
-    solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)"; all by default.')] = "",
+    solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)", or "all".')] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated.")] = "5,10,20,50",
     grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "logsnr",
     samples: Annotated[int, typer.Option(help="Samples in each cell.")] = 512,
@@ -135,11 +135,14 @@ def compare(
 
     A second run with the same --out computes only what is missing; Ctrl-C keeps what is finished.
     """
-    numbers, specs, grids = _whole_numbers("nfe", nfe), _names(solvers) or None, _names(grid)
+    numbers, grids = _whole_numbers("nfe", nfe), _names(grid)
     subject = _subject(target, device)
     from sdekit import report
-    from sdekit.comparison import Interrupted
+    from sdekit.comparison import DEFAULT_SOLVERS, Interrupted
     from sdekit.comparison import compare as measure
+    from sdekit.solvers import names
+
+    specs = names() if solvers == "all" else _names(solvers) or DEFAULT_SOLVERS
 
     folder = Path("out", f"compare-{target}") if out is None else out
     code = 0

@@ -28,13 +28,17 @@ from sdekit.grid import Grid
 from sdekit.metrics import METRICS
 from sdekit.noise import normal
 from sdekit.sampling import Callback, Model, sample
-from sdekit.solvers import get, names
+from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
 
 Samples = Float[Tensor, "_ *_"]
 Progress = Callable[[str, int, int], None]
 Features = Callable[[Tensor], Tensor]
 
+# one solver of each kind: what a first comparison shows; ``solvers.names()`` has them all
+DEFAULT_SOLVERS = (
+    "ddim", "ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2m", "dpmpp-2m-sde", "euler", "euler-maruyama", "heun", "unipc-2",
+)  # fmt: skip
 PREVIEW = 256  # samples of each cell that are kept for pictures
 FLOOR_DRAWS = 8  # subsets of the real data over which the floor is averaged
 # solver, NFE and grid of the endpoint that stands for the exact one, and of the check of its first CHECKED samples
@@ -126,7 +130,7 @@ def compare(
     model: Model,
     reference: Samples,
     *,
-    solvers: Sequence[str] | None = None,
+    solvers: Sequence[str] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
     grid: str | Sequence[str] = "logsnr",
     samples: int = 512,
@@ -143,7 +147,7 @@ def compare(
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
         reference: real data [m, *event], best not seen in training.
-        solvers: names, with options as in ``"ddim(eta=0.5)"``; None for all that are registered.
+        solvers: names, with options as in ``"ddim(eta=0.5)"``; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
         grid: one name or several.
         samples: size of each generated set; small ones bias distances upwards, the floor alike.
@@ -168,7 +172,7 @@ def compare(
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     ruler = _Ruler.make(reference, real, features, samples)
     run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, _digest(*_contents(model)))
-    cells = run.cells(names() if solvers is None else solvers, [grid] if isinstance(grid, str) else grid, nfe)
+    cells = run.cells(solvers, [grid] if isinstance(grid, str) else grid, nfe)
     store = _Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
