@@ -139,20 +139,21 @@ def unipc_step(order, bh, hs, x, s, t, d_s, past, d_t=None):
 
 
 @pytest.mark.parametrize("bh", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
 @over_processes
-def test_unipc_2(process, bh):
+def test_unipc(process, order, bh):
     model, knots, x = setup(process)
     past, d_s = [], model.x0(x, knots[0].t)
     for i, (s, t) in enumerate(zip(knots, knots[1:])):
-        known = past[: min(i, 1)]
-        predicted = unipc_step(2, bh, None, x, s, t, d_s, known)
+        known = past[: min(i, order - 1)]
+        predicted = unipc_step(order, bh, None, x, s, t, d_s, known)
         if i == STEPS - 1:
             x = predicted
             break
         d_t = model.x0(predicted, t.t)
-        x = unipc_step(2, bh, None, x, s, t, d_s, known, d_t)
+        x = unipc_step(order, bh, None, x, s, t, d_s, known, d_t)
         past, d_s = [(s.half_log_snr, d_s), *past], d_t
-    agree(ours(f"unipc-2(variant={bh!r})", process, steps=STEPS), x)
+    agree(ours(f"unipc-{order}(variant={bh!r})", process, steps=STEPS), x)
 
 
 def recorded_noise(seed, steps):

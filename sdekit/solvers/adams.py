@@ -45,29 +45,44 @@ _ORDER = OneOf(1, 2, 3, 4, 5, 6)
 
 
 def _vary(order: int, start: str) -> Mapping[str, Any]:
+    if start == "lower-order" and order > 3:
+        raise ValueError(f"order={order} needs start='single-step': a lower-order start keeps no order above 3")
     return {"order": order, "split": start_split(order, start)}
 
 
 @register("adams-eps", order=3, predicts="eps", vary=_vary, reference=_ADAMS)
 def adams_eps(
-    grid: Grid, *, order: Annotated[int, _ORDER] = 3, start: Annotated[str, START] = "lower-order"
+    grid: Grid, *, order: Annotated[int, _ORDER] = 3, start: Annotated[str, START] = "single-step"
 ) -> Iterator[Row]:
-    """Exponential Adams–Bashforth for ε: the polynomial in λ through the last predictions, integrated exactly."""
+    """Exponential Adams–Bashforth for ε: the polynomial in λ through the last predictions, integrated exactly.
+
+    The starting steps have at most order 3; above order 4 they cap the order where their error is seen.
+    """
     yield from multistep(grid, order, exponential_adams("eps"), partial(single_step, "eps"))
 
 
 @register("adams-x0", order=3, predicts="x0", vary=_vary, reference=_ADAMS)
 def adams_x0(
-    grid: Grid, *, order: Annotated[int, _ORDER] = 3, start: Annotated[str, START] = "lower-order"
+    grid: Grid, *, order: Annotated[int, _ORDER] = 3, start: Annotated[str, START] = "single-step"
 ) -> Iterator[Row]:
-    """Exponential Adams–Bashforth for x_0: the polynomial in λ through the last predictions, integrated exactly."""
+    """Exponential Adams–Bashforth for x_0; see ``adams-eps``."""
     yield from multistep(grid, order, exponential_adams("x0"), partial(single_step, "x0"))
+
+
+def _vary_classical(order: int, start: str) -> Mapping[str, Any]:
+    return {"order": order, "split": start_split(order, start)}
 
 
 _FOUR = OneOf(1, 2, 3, 4)
 
 
-@register("lms", order=4, predicts="eps", vary=_vary, reference="k-diffusion (linear multistep, Adams–Bashforth in σ)")
+@register(
+    "lms",
+    order=4,
+    predicts="eps",
+    vary=_vary_classical,
+    reference="k-diffusion (linear multistep, Adams–Bashforth in σ)",
+)
 def lms(grid: Grid, *, order: Annotated[int, _FOUR] = 4, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
     """Linear multistep in κ = σ/α: d(x/α)/dκ = ε, the polynomial in κ through the last predictions, integrated exactly.
 
@@ -76,7 +91,13 @@ def lms(grid: Grid, *, order: Annotated[int, _FOUR] = 4, start: Annotated[str, S
     yield from multistep(grid, order, adams_in_noise_ratio, partial(single_step, "eps"))
 
 
-@register("ipndm-v", order=4, predicts="eps", vary=_vary, reference="Zhang & Chen 2023 (DEIS), iPNDM; variable steps")
+@register(
+    "ipndm-v",
+    order=4,
+    predicts="eps",
+    vary=_vary_classical,
+    reference="Zhang & Chen 2023 (DEIS), iPNDM; variable steps",
+)
 def ipndm_v(
     grid: Grid, *, order: Annotated[int, _FOUR] = 4, start: Annotated[str, START] = "lower-order"
 ) -> Iterator[Row]:

@@ -1,0 +1,428 @@
+"""The ODE families against their papers' formulas, written down again at tensor level, on the same knots in float64."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+import sdekit as sk
+from sdekit.grid import Grid
+from sdekit.solvers import get
+from sdekit.testing import laws
+
+PROCESSES = [sk.VP(), sk.VE(sigma_max=10.0), sk.CosineVP(), sk.Flow()]
+START = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+STEPS = 7
+
+over_processes = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+
+
+class Run:
+    """A model, the knots of a run and its start; ``check`` compares a solver's end with the transcription's."""
+
+    def __init__(self, process, steps=STEPS, grid="logsnr"):
+        self.process, self.grid, self.model = process, grid, laws._mixture().model(process)
+        self.knots = Grid.make(process, grid, steps).knots
+        self.start = START * process.sigma(process.t_max)
+
+    def check(self, solver, theirs, **budget):
+        budget = budget or {"steps": len(self.knots) - 1}
+        out = sk.sample(
+            self.model, self.start.shape, solver=solver, start=self.start, grid=self.grid, final="none", **budget
+        )
+        assert ((out.x - theirs).abs() / theirs.abs().clamp(min=1e-3)).max() < 1e-8, solver
+
+
+def lagrange(nodes, j, x):
+    return math.prod((x - nodes[k]) / (nodes[j] - nodes[k]) for k in range(len(nodes)) if k != j)
+
+
+def integral(function, a, b):
+    value, _ = quad(function, a, b, epsabs=0, epsrel=1e-12, limit=200)
+    return value
+
+
+# --- Adams methods -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_processes
+def test_deis(process, order):
+    """Zhang & Chen 2023, eq. 14 and 15: ∫ ½ Ψ(t', τ) g²(τ)/σ(τ) Π (τ − t_k)/(t_j − t_k) dτ, Ψ of the drift alone."""
+    run = Run(process)
+    x, past = run.start, []
+    for s, t in pairwise(run.knots):
+        past = [(s.t, run.model.eps(x, s.t)), *past][:order]
+        nodes = [time for time, _ in past]
+        x = t.alpha / s.alpha * x
+        for j, (_, eps) in enumerate(past):
+
+            def integrand(tau, j=j, nodes=nodes, t=t):
+                gain = t.alpha / process.alpha(tau) * process.diffusion(tau) ** 2 / process.sigma(tau) / 2
+                return gain * lagrange(nodes, j, tau)
+
+            x = x + integral(integrand, s.t, t.t) * eps
+    run.check(f"deis-{order}", x)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_processes
+def test_lms(process, order):
+    """k-diffusion's linear multistep method: d = (y − D)/σ, Lagrange polynomials in σ, for y = x/α and σ/α."""
+    run = Run(process)
+    y, past = run.start / run.knots[0].alpha, []
+    for s, t in pairwise(run.knots):
+        sigma, sigma_next = s.sigma / s.alpha, t.sigma / t.alpha
+        past = [(sigma, (y - run.model.x0(s.alpha * y, s.t)) / sigma), *past][:order]
+        nodes = [node for node, _ in past]
+        for j, (_, d) in enumerate(past):
+            y = y + integral(lambda v, j=j, nodes=nodes: lagrange(nodes, j, v), sigma, sigma_next) * d
+    run.check(f"lms(order={order})", run.knots[-1].alpha * y)
+
+
+@pytest.mark.parametrize("name", ["ipndm-v", "deis-rho-ab"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_processes
+def test_adams_bashforth_of_variable_steps(process, order, name):
+    """Hairer, Nørsett & Wanner 1993, section III.5: Newton's divided differences in σ/α, integrated."""
+    run = Run(process)
+    y, nodes, differences = run.start / run.knots[0].alpha, [], []
+    for s, t in pairwise(run.knots):
+        here, there = s.sigma / s.alpha, t.sigma / t.alpha
+        nodes, column = [here, *nodes], [run.model.eps(s.alpha * y, s.t)]
+        for k, before in enumerate(differences[: order - 1]):  # f[n … n−k−1] from f[n … n−k] and f[n−1 … n−k−1]
+            column.append((column[k] - before) / (nodes[0] - nodes[k + 1]))
+        differences = column
+        for k, difference in enumerate(column):
+            antiderivative = np.poly1d(np.poly([node - here for node in nodes[:k]])).integ()
+            y = y + antiderivative(there - here) * difference
+    run.check(f"{name}(order={order})", run.knots[-1].alpha * y)
+
+
+# --- DPM-Solver and DPM-Solver++ ------------------------------------------------------------------------------------
+
+
+def step(kind, s, t, x, value):
+    """A constant prediction: DPM-Solver eq. 3.7, DPM-Solver++ eq. 9 with k = 1."""
+    h = t.half_log_snr - s.half_log_snr
+    if kind == "eps":
+        return t.alpha / s.alpha * x - t.sigma * (math.exp(h) - 1) * value
+    return t.sigma / s.sigma * x - t.alpha * (math.exp(-h) - 1) * value
+
+
+def single(kind, run, s, t, x, order, r1=0.5):
+    """Single-step solvers of order 1 to 3 as in the released code: DPM-Solver algorithms 1, 2 and 4, ++ algorithm 1."""
+    predict, h = run.model.predict, t.half_log_snr - s.half_log_snr
+    first = predict(kind, x, s.t)
+    if order == 1:
+        return step(kind, s, t, x, first)
+    r1, r2 = (r1, 0.0) if order == 2 else (1 / 3, 2 / 3)
+    u1 = run.process.knot_at(s.half_log_snr + r1 * h)
+    d1 = predict(kind, step(kind, s, u1, x, first), u1.t) - first
+    if order == 2:
+        return step(kind, s, t, x, first + d1 / (2 * r1))
+    u2 = run.process.knot_at(s.half_log_snr + r2 * h)
+    if kind == "eps":
+        at_u2 = -u2.sigma * r2 / r1 * ((math.exp(r2 * h) - 1) / (r2 * h) - 1)
+        at_t = -t.sigma / r2 * ((math.exp(h) - 1) / h - 1)
+    else:
+        at_u2 = u2.alpha * r2 / r1 * ((math.exp(-r2 * h) - 1) / (r2 * h) + 1)
+        at_t = t.alpha / r2 * ((math.exp(-h) - 1) / h + 1)
+    d2 = predict(kind, step(kind, s, u2, x, first) + at_u2 * d1, u2.t) - first
+    return step(kind, s, t, x, first) + at_t * d2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "order", "r1"),
+    [
+        ("dpm-solver-1", "eps", 1, 0.5),
+        ("dpm-solver-2(r1=0.3)", "eps", 2, 0.3),
+        ("dpmpp-2s", "x0", 2, 0.5),
+        ("dpmpp-3s", "x0", 3, 0.5),
+    ],
+)
+@over_processes
+def test_single_step(process, name, kind, order, r1):
+    run = Run(process)
+    x = run.start
+    for s, t in pairwise(run.knots):
+        x = single(kind, run, s, t, x, order, r1)
+    run.check(name, x)
+
+
+@pytest.mark.parametrize("nfe", range(1, 13))
+@over_processes
+def test_dpm_solver_fast(process, nfe):
+    """Lu et al. 2022 (DPM-Solver), section 3.4: K = ⌊NFE/3⌋ + 1 steps, the last one or two of lower order."""
+    steps = nfe // 3 + 1
+    orders = {0: [3] * (steps - 2) + [2, 1], 1: [3] * (steps - 1) + [1], 2: [3] * (steps - 1) + [2]}[nfe % 3]
+    run = Run(process, steps)
+    x = run.start
+    for s, t, order in zip(run.knots, run.knots[1:], orders):
+        x = single("eps", run, s, t, x, order)
+    run.check("dpm-solver-fast", x, nfe=nfe)
+
+
+def multistep(kind, run, order, factor):
+    """The released multistep updates of second and third order; ``factor`` 1 is theirs, 2 the right one for D_2."""
+    x, past = run.start, []
+    for s, t in pairwise(run.knots):
+        past = [(s.half_log_snr, run.model.predict(kind, x, s.t)), *past]
+        h, (lam, m0) = t.half_log_snr - s.half_log_snr, past[0]
+        if len(past) == 1:
+            x = step(kind, s, t, x, m0)
+            continue
+        r0 = (lam - past[1][0]) / h
+        d1_0 = (m0 - past[1][1]) / r0
+        if len(past) == 2 or order == 2:
+            x = step(kind, s, t, x, m0 + d1_0 / 2)
+            continue
+        r1 = (past[1][0] - past[2][0]) / h
+        d1_1 = (past[1][1] - past[2][1]) / r1
+        d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
+        d2 = factor * (d1_0 - d1_1) / (r0 + r1)
+        x = step(kind, s, t, x, m0)
+        if kind == "eps":
+            x = x - t.sigma * ((math.exp(h) - 1) / h - 1) * d1 - t.sigma * ((math.exp(h) - 1 - h) / h**2 - 0.5) * d2
+        else:
+            x = x + t.alpha * ((math.exp(-h) - 1) / h + 1) * d1 - t.alpha * ((math.exp(-h) - 1 + h) / h**2 - 0.5) * d2
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "order", "factor"),
+    [
+        ("dpm-solver-2m", "eps", 2, 1),
+        ("dpm-solver-3m", "eps", 3, 1),
+        ("dpmpp-2m", "x0", 2, 1),
+        ("dpmpp-3m", "x0", 3, 1),
+        ("dpmpp-3m-corrected", "x0", 3, 2),
+    ],
+)
+@over_processes
+def test_multistep(process, name, kind, order, factor):
+    run = Run(process)
+    run.check(name, multistep(kind, run, order, factor))
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0"])
+@pytest.mark.parametrize(
+    ("order", "start"),
+    [(2, "lower-order"), (3, "lower-order"), (1, "single-step"), (3, "single-step"), (5, "single-step")],
+)
+@over_processes
+def test_exponential_adams(process, order, start, kind):
+    """Lu et al. 2022, DPM-Solver eq. 3.4 and DPM-Solver++ eq. 8, with the Lagrange polynomial in λ."""
+    run = Run(process)
+    x, past = run.start, []
+    for i, (s, t) in enumerate(pairwise(run.knots)):
+        past = [(s.half_log_snr, run.model.predict(kind, x, s.t)), *past][:order]
+        if start == "single-step" and i < order - 1:
+            x = single(kind, run, s, t, x, min(order - 1, 3))
+            continue
+        nodes = [lam for lam, _ in past]
+        x = (t.alpha / s.alpha if kind == "eps" else t.sigma / s.sigma) * x
+        for j, (_, value) in enumerate(past):
+            sign, scale = (-1, -t.alpha) if kind == "eps" else (1, t.sigma)
+
+            def integrand(lam, j=j, nodes=nodes, sign=sign):
+                return math.exp(sign * lam) * lagrange(nodes, j, lam)
+
+            x = x + scale * integral(integrand, s.half_log_snr, t.half_log_snr) * value
+    run.check(f"adams-{kind}(order={order}, start={start!r})", x)
+
+
+# --- Classical methods and PNDM -------------------------------------------------------------------------------------
+
+
+@over_processes
+def test_dpm_2(process):
+    """k-diffusion's sample_dpm_2 without churn: the middle in log σ, for y = x/α and σ/α."""
+    run = Run(process)
+    y = run.start / run.knots[0].alpha
+
+    def derivative(y, sigma):
+        knot = process.knot_at(-math.log(sigma))
+        return (y - run.model.x0(knot.alpha * y, knot.t)) / sigma
+
+    for s, t in pairwise(run.knots):
+        sigma, sigma_next = s.sigma / s.alpha, t.sigma / t.alpha
+        middle = math.exp((math.log(sigma) + math.log(sigma_next)) / 2)
+        y_2 = y + derivative(y, sigma) * (middle - sigma)
+        y = y + derivative(y_2, middle) * (sigma_next - sigma)
+    run.check("dpm-2", run.knots[-1].alpha * y)
+
+
+def runge_kutta(order, field, v, w, y):
+    """One step of Heun's, Kutta's or the classical method for dy/dv = field(y, v), from v to w."""
+    h = w - v
+    k1 = field(y, v)
+    if order == 2:
+        return y + h * (k1 + field(y + h * k1, w)) / 2
+    if order == 3:
+        k2 = field(y + h / 2 * k1, v + h / 2)
+        return y + h / 6 * (k1 + 4 * k2 + field(y - h * k1 + 2 * h * k2, w))
+    k2 = field(y + h / 2 * k1, v + h / 2)
+    k3 = field(y + h / 2 * k2, v + h / 2)
+    return y + h / 6 * (k1 + 2 * k2 + 2 * k3 + field(y + h * k3, w))
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@over_processes
+def test_rho_runge_kutta(process, order):
+    """Zhang & Chen 2023, ρRK-DEIS: dy/dρ = ε for y = x/α, ρ = σ/α."""
+    run = Run(process)
+    y = run.start / run.knots[0].alpha
+
+    def field(y, rho):
+        knot = process.knot_at(-math.log(rho))
+        return run.model.eps(knot.alpha * y, knot.t)
+
+    for s, t in pairwise(run.knots):
+        y = runge_kutta(order, field, s.sigma / s.alpha, t.sigma / t.alpha, y)
+    run.check(f"deis-rho-rk(order={order})", run.knots[-1].alpha * y)
+
+
+@over_processes
+def test_rk4(process):
+    """The classical method on Song et al. 2021, eq. 13, in t."""
+    run = Run(process)
+    x = run.start
+    for s, t in pairwise(run.knots):
+        x = runge_kutta(4, lambda x, t: process.reverse(run.model.score, 0.0).drift(x, t), s.t, t.t, x)
+    run.check("rk4", x)
+
+
+def transfer(x, eps, s, t):
+    """Liu et al. 2022 (PNDM), eq. 11; for VP the numerator is their ᾱ_t − ᾱ_s."""
+    numerator = (t.alpha * s.sigma) ** 2 - (s.alpha * t.sigma) ** 2
+    return t.alpha / s.alpha * x - numerator / (s.alpha * (t.sigma * s.alpha + s.sigma * t.alpha)) * eps
+
+
+def linear_multistep(past):
+    """Adams–Bashforth of equal steps (eq. 12 for four predictions), newest first."""
+    weights = {1: [1], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+    return sum(weight * eps for weight, eps in zip(weights[len(past)], past))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7])
+@over_processes
+def test_pndm(process, steps):
+    """Liu et al. 2022 (PNDM), algorithm 2: pseudo Runge–Kutta (eq. 13) for three steps, with the middle in t."""
+    run = Run(process, steps, grid="time")
+    x, past = run.start, []
+    for i, (s, t) in enumerate(pairwise(run.knots)):
+        past = [run.model.eps(x, s.t), *past][:4]
+        if i >= 3:
+            x = transfer(x, linear_multistep(past), s, t)
+            continue
+        middle = process.knot((s.t + t.t) / 2)
+        e1 = past[0]
+        e2 = run.model.eps(transfer(x, e1, s, middle), middle.t)
+        e3 = run.model.eps(transfer(x, e2, s, middle), middle.t)
+        e4 = run.model.eps(transfer(x, e3, s, t), t.t)
+        x = transfer(x, (e1 + 2 * e2 + 2 * e3 + e4) / 6, s, t)
+    run.check("pndm", x, nfe=4 * min(steps, 3) + max(0, steps - 3))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_processes
+def test_ipndm(process, order):
+    """Zhang & Chen 2023, iPNDM: PNDM whose first steps use the Adams–Bashforth formulas of lower order."""
+    run = Run(process)
+    x, past = run.start, []
+    for s, t in pairwise(run.knots):
+        past = [run.model.eps(x, s.t), *past][:order]
+        x = transfer(x, linear_multistep(past), s, t)
+    run.check(f"ipndm-{order}", x)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_ipndm_is_the_variable_step_method_where_steps_are_equal(order):
+    process = sk.VE(sigma_min=0.3, sigma_max=3.0)
+    rows = get(f"ipndm-{order}").plan(process, steps=9, grid="karras(rho=1)").rows
+    others = get(f"ipndm-v(order={order})").plan(process, steps=9, grid="karras(rho=1)").rows
+    for row, other in zip(rows, others):
+        assert row.history == pytest.approx(other.history, rel=1e-9)
+
+
+# --- How multistep methods start ------------------------------------------------------------------------------------
+
+LATE = sk.VP(t_min=0.02, t_max=0.6)  # where predictions change from the first step on
+
+
+@pytest.mark.parametrize("name", ["unipc-3", "deis-3", "deis-4", "lms", "dpmpp-3m-corrected", "adams-eps", "adams-x0"])
+def test_a_single_step_start_keeps_the_order(name):
+    lower, kept = (get(f"{name}(start={start!r})") for start in ("lower-order", "single-step"))
+    assert laws.order_of(kept, LATE) == pytest.approx(kept.order, abs=0.3)
+    few = 12
+    assert laws.flow_error(kept, 256, process=LATE) < laws.flow_error(lower, 256, process=LATE)
+    assert kept.plan(LATE, steps=few).nfe > lower.plan(LATE, steps=few).nfe == few + 1
+
+
+@pytest.mark.parametrize("name", ["deis-4", "lms", "dpmpp-3m-corrected", "adams-x0(start='lower-order')"])
+def test_a_lower_order_start_caps_the_order_at_2(name):
+    assert laws.measured_order(lambda n: laws.flow_error(name, n, process=LATE), (256, 512)) == pytest.approx(
+        2, abs=0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "nfe", "evaluations"),
+    [
+        ("lms(start='single-step')", 13, [3, 3, 3, 1, 1, 1, 1]),
+        ("lms(start='single-step')", 5, [3, 2]),
+        ("deis-3(start='single-step')", 7, [2, 2, 1, 1, 1]),
+        ("unipc-3(start='single-step')", 8, [3, 3, 1, 1]),
+        ("pndm", 15, [4, 4, 4, 1, 1, 1]),
+        ("pndm", 7, [4, 3]),
+        ("adams-x0(order=1, start='single-step')", 3, [1, 1, 1]),
+    ],
+)
+def test_the_split_states_the_evaluations_of_the_start(spec, nfe, evaluations):
+    assert list(get(spec).split(nfe)) == evaluations
+    plan = get(spec).plan(LATE, nfe=nfe, final="none")
+    assert plan.nfe == nfe
+    assert sum(row.commit for row in plan.rows) >= len(evaluations)
+
+
+VARIANTS = [
+    *(f"unipc-{order}(variant='bh1')" for order in (1, 3, 4)),
+    *(f"{name}(start='single-step')" for name in ("unipc-3", "unipc-4", "deis-3", "deis-4", "dpmpp-3m-corrected")),
+    *(f"adams-{kind}(order={order}, start='single-step')" for kind in ("eps", "x0") for order in (4, 5)),
+    "adams-x0(start='lower-order')",
+    "lms(order=3)",
+    *(f"deis-rho-rk(order={order})" for order in (2, 4)),
+    "lms(start='single-step')",
+    "dpm-solver-2(r1=0.3)",
+]
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("spec", VARIANTS)
+def test_law(spec, law):
+    law(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("adams-eps(order=7)", "order=7 is not one of 1, 2, 3, 4, 5, 6"),
+        ("adams-eps(order=4, start='lower-order')", "order=4 needs start='single-step'"),
+        ("adams-x0(start='euler')", "start='euler' is not one of 'lower-order', 'single-step'"),
+        ("unipc-5", "did you mean 'unipc-"),
+        ("dpm-solver-2(r1=0)", "r1=0 is not a number from 0.01 to 1"),
+        ("deis-rho-rk(order=1)", "order=1 is not one of 2, 3, 4"),
+    ],
+)
+def test_orders_that_do_not_exist_are_named(spec, message):
+    with pytest.raises(ValueError, match=message):
+        get(spec)
+
+
+def test_pndm_names_its_smallest_budget():
+    with pytest.raises(ValueError, match="at least 2"):
+        get("pndm").plan(sk.VP(), nfe=1)
