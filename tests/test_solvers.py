@@ -13,7 +13,10 @@ from sdekit.testing import laws
 
 VARIANTS = ["ddpm(variance='large')", "ddim(eta=0.5)", "ddim(eta=1.0)", "euler-maruyama(noise_level=0.5)",
             "euler-maruyama(noise_level=0.0)", "dpmpp-2m-sde(eta=0.5)", "dpmpp-2m-sde(correction='heun')",
-            "dpmpp-2m-sde(eta=0.0)", "unipc-2(variant='bh1')"]  # fmt: skip
+            "dpmpp-2m-sde(eta=0.0)", "edm(churn=3)", "dpmpp-sde(eta=0.5)", "dpmpp-sde(r=0.3)", "dpmpp-sde(r=1)",
+            "dpmpp-3m-sde(eta=0.5)", "dpmpp-3m-sde(curvature='exact')", "dpmpp-3m-sde(curvature='exact', eta=0)",
+            "gddim(noise_level=0)", "gddim(noise_level=1.5)", "er-sde-1(scale='ode')", "er-sde-2(scale='sde')",
+            "er-sde-3(scale='er-sde-4')", "unipc-2(variant='bh1')"]  # fmt: skip
 IN_TIME = ("euler", "rk4", "pndm", "deis-2", "deis-3", "deis-4")
 
 
