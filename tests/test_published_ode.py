@@ -51,7 +51,7 @@ def integral(function, a, b):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @over_processes
 def test_deis(process, order):
-    """Zhang & Chen 2023, eq. 14 and 15: ∫ ½ Ψ(t', τ) g²(τ)/σ(τ) Π (τ − t_k)/(t_j − t_k) dτ, Ψ of the drift alone."""
+    """Zhang & Chen 2023, tAB-DEIS's C_ij: ∫ ½ Ψ(t', τ) g²(τ)/σ(τ) Π (τ − t_k)/(t_j − t_k) dτ."""
     run = Run(process)
     x, past = run.start, []
     for s, t in pairwise(run.knots):
@@ -106,7 +106,7 @@ def test_adams_bashforth_of_variable_steps(process, order, name):
 
 
 def step(kind, s, t, x, value):
-    """A constant prediction: DPM-Solver eq. 3.7, DPM-Solver++ eq. 9 with k = 1."""
+    """A constant prediction: DPM-Solver eq. 3.7 and its like in DPM-Solver++."""
     h = t.half_log_snr - s.half_log_snr
     if kind == "eps":
         return t.alpha / s.alpha * x - t.sigma * (math.exp(h) - 1) * value
@@ -156,7 +156,7 @@ def test_single_step(process, name, kind, order, r1):
 @pytest.mark.parametrize("nfe", range(1, 13))
 @over_processes
 def test_dpm_solver_fast(process, nfe):
-    """Lu et al. 2022 (DPM-Solver), section 3.4: K = ⌊NFE/3⌋ + 1 steps, the last one or two of lower order."""
+    """Lu et al. 2022 (DPM-Solver-fast): K = ⌊NFE/3⌋ + 1 steps, the last one or two of lower order."""
     steps = nfe // 3 + 1
     orders = {0: [3] * (steps - 2) + [2, 1], 1: [3] * (steps - 1) + [1], 2: [3] * (steps - 1) + [2]}[nfe % 3]
     run = Run(process, steps)
@@ -215,7 +215,7 @@ def test_multistep(process, name, kind, order, factor):
 )
 @over_processes
 def test_exponential_adams(process, order, start, kind):
-    """Lu et al. 2022, DPM-Solver eq. 3.4 and DPM-Solver++ eq. 8, with the Lagrange polynomial in λ."""
+    """Lu et al. 2022, DPM-Solver proposition 3.1 and DPM-Solver++ 4.1, with the Lagrange polynomial in λ."""
     run = Run(process)
     x, past = run.start, []
     for i, (s, t) in enumerate(pairwise(run.knots)):
@@ -297,13 +297,13 @@ def test_rk4(process):
 
 
 def transfer(x, eps, s, t):
-    """Liu et al. 2022 (PNDM), eq. 11; for VP the numerator is their ᾱ_t − ᾱ_s."""
+    """Liu et al. 2022 (PNDM), the transfer φ; for VP the numerator is their ᾱ_t − ᾱ_s."""
     numerator = (t.alpha * s.sigma) ** 2 - (s.alpha * t.sigma) ** 2
     return t.alpha / s.alpha * x - numerator / (s.alpha * (t.sigma * s.alpha + s.sigma * t.alpha)) * eps
 
 
 def linear_multistep(past):
-    """Adams–Bashforth of equal steps (eq. 12 for four predictions), newest first."""
+    """Adams–Bashforth of equal steps (the paper has four), newest first."""
     weights = {1: [1], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
     return sum(weight * eps for weight, eps in zip(weights[len(past)], past))
 
@@ -311,7 +311,7 @@ def linear_multistep(past):
 @pytest.mark.parametrize("steps", [2, 3, 4, 7])
 @over_processes
 def test_pndm(process, steps):
-    """Liu et al. 2022 (PNDM), algorithm 2: pseudo Runge–Kutta (eq. 13) for three steps, with the middle in t."""
+    """Liu et al. 2022 (PNDM), algorithm 2: pseudo Runge–Kutta for three steps, with the middle in t."""
     run = Run(process, steps, grid="time")
     x, past = run.start, []
     for i, (s, t) in enumerate(pairwise(run.knots)):

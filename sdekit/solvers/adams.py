@@ -40,7 +40,7 @@ def adams_in_noise_ratio(s: Knot, t: Knot, past: Sequence[Knot]) -> tuple[float,
     return anchor, quadrature([part(knot) for knot in past], moments)
 
 
-_ADAMS = "Hochbruck & Ostermann 2010, section 2.4 (exponential Adams)"
+_ADAMS = "Hochbruck & Ostermann 2010 (exponential Adams–Bashforth)"
 _ORDER = OneOf(1, 2, 3, 4, 5, 6)
 
 

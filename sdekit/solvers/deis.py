@@ -43,25 +43,25 @@ def _vary(order: int) -> Callable[..., Mapping[str, Any]]:
     return lambda start: {"split": start_split(order, start)}
 
 
-@register("deis-1", order=1, predicts="eps", reference=f"{_PAPER}, eq. 15 with r = 0")
+@register("deis-1", order=1, predicts="eps", reference=f"{_PAPER}, tAB-DEIS with r = 0")
 def deis_1(grid: Grid) -> Iterator[Row]:
     """tAB0-DEIS: ε is constant over the step, which is DDIM."""
     yield from multistep(grid, 1, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-2", order=2, predicts="eps", reference=f"{_PAPER}, eq. 15 with r = 1")
+@register("deis-2", order=2, predicts="eps", reference=f"{_PAPER}, tAB-DEIS with r = 1")
 def deis_2(grid: Grid) -> Iterator[Row]:
     """tAB1-DEIS: x_t = (α_t/α_s) x_s + α_t ∫ ε dκ, ε the polynomial in t through the last two predictions, κ = σ/α."""
     yield from multistep(grid, 2, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-3", order=3, predicts="eps", vary=_vary(3), reference=f"{_PAPER}, eq. 15 with r = 2")
+@register("deis-3", order=3, predicts="eps", vary=_vary(3), reference=f"{_PAPER}, tAB-DEIS with r = 2")
 def deis_3(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
     """tAB2-DEIS: as ``deis-2`` with the last three predictions."""
     yield from multistep(grid, 3, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-4", order=4, predicts="eps", vary=_vary(4), reference=f"{_PAPER}, eq. 15 with r = 3")
+@register("deis-4", order=4, predicts="eps", vary=_vary(4), reference=f"{_PAPER}, tAB-DEIS with r = 3")
 def deis_4(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
     """tAB3-DEIS: as ``deis-2`` with the last four predictions."""
     yield from multistep(grid, 4, _in_time(grid), partial(single_step, "eps"))
@@ -72,7 +72,7 @@ def deis_4(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Itera
     order=4,
     predicts="eps",
     vary=lambda order, start: {"order": order, "split": start_split(order, start)},
-    reference=f"{_PAPER}, section 4 (ρAB-DEIS)",
+    reference=f"{_PAPER}, ρAB-DEIS",
 )
 def deis_rho_ab(
     grid: Grid, *, order: Annotated[int, OneOf(1, 2, 3, 4)] = 4, start: Annotated[str, START] = "lower-order"
@@ -90,7 +90,7 @@ def deis_rho_ab(
     evaluations=3,
     predicts="eps",
     vary=lambda order: {"order": order, "evaluations": order, "split": full_steps(order)},
-    reference=f"{_PAPER}, section 4 (ρRK-DEIS)",
+    reference=f"{_PAPER}, ρRK-DEIS",
 )
 def deis_rho_rk(grid: Grid, *, order: Annotated[int, OneOf(2, 3, 4)] = 3) -> Iterator[Row]:
     """ρRK-DEIS: Runge–Kutta in ρ = σ/α on d(x/α)/dρ = ε. Order 2 is Heun's (``heun``), 3 Kutta's, 4 the classical."""

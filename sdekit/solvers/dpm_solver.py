@@ -79,7 +79,7 @@ def dpm_solver_3(grid: Grid) -> Iterator[Row]:
 
 
 def fast_split(budget: int) -> list[int]:
-    """Orders of DPM-Solver-fast's steps (section 3.4 and appendix D.3): third order, and less for the last.
+    """Orders of DPM-Solver-fast's steps (section on DPM-Solver-fast): third order, and less for the last.
 
     >>> fast_split(6), fast_split(7), fast_split(8)
     ([3, 2, 1], [3, 3, 1], [3, 3, 2])
@@ -89,7 +89,7 @@ def fast_split(budget: int) -> list[int]:
 
 
 @register(
-    "dpm-solver-fast", order=3, evaluations=3, predicts="eps", split=fast_split, reference=f"{_PAPER}, section 3.4"
+    "dpm-solver-fast", order=3, evaluations=3, predicts="eps", split=fast_split, reference=f"{_PAPER}, DPM-Solver-fast"
 )
 def dpm_solver_fast(grid: Grid) -> Iterator[Row]:
     """DPM-Solver-fast: third-order steps, the last one or two of lower order so that the budget is met.

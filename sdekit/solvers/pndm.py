@@ -13,7 +13,7 @@ from sdekit.solvers.multistep import multistep
 from sdekit.solvers.registry import register, starting
 from sdekit.solvers.tableau import Row
 
-_IPNDM = "Zhang & Chen 2023 (DEIS), section 4 (iPNDM)"
+_IPNDM = "Zhang & Chen 2023 (DEIS), iPNDM"
 _EQUAL_STEPS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -32,9 +32,7 @@ def _pseudo_runge_kutta(grid: Grid, s: Knot, t: Knot, evaluations: int) -> Itera
     yield from runge_kutta(grid, s, t, evaluations, _pseudo)
 
 
-@register(
-    "pndm", order=2, predicts="eps", split=starting(4, 3), reference="Liu et al. 2022 (PNDM), eq. 11 to 14, algorithm 2"
-)
+@register("pndm", order=2, predicts="eps", split=starting(4, 3), reference="Liu et al. 2022 (PNDM), algorithm 2")
 def pndm(grid: Grid) -> Iterator[Row]:
     """PNDM: three pseudo Runge–Kutta steps of 4 evaluations, then the pseudo linear multistep method, one each.
 

@@ -129,7 +129,7 @@ def phi(order: int, h: float) -> float:
 def exponential(kind: str, s: Knot, t: Knot, count: int) -> tuple[float, list[float]]:
     """The exact step of the probability-flow ODE, for a prediction that is a polynomial in λ between s and t.
 
-    With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver eq. 3.4, DPM-Solver++ eq. 8):
+    With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver proposition 3.1, DPM-Solver++ proposition 4.1):
         eps   x_t = (α_t/α_s) x_s − σ_t h ∫_0^1 e^{(1−u)h} ε(u) du
         x0    x_t = (σ_t/σ_s) x_s + α_t h ∫_0^1 e^{−(1−u)h} x_0(u) du
 

@@ -1,0 +1,81 @@
+"""Print docs/solvers.md: every solver with its order, stated and measured.
+
+    python benchmarks/orders.py > docs/solvers.md
+
+Takes a few minutes on one core. Figures are of the process and the steps that ``sdekit.testing.laws`` states.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import sdekit as sk
+from sdekit.solvers import Solver, get, names
+from sdekit.testing import laws
+
+LATE = sk.VP(t_min=0.02, t_max=0.6)
+VARIANTS = (
+    "unipc-1(variant='bh1')", "unipc-2(variant='bh1')", "unipc-3(variant='bh1')", "unipc-4(variant='bh1')",
+    "unipc-3(start='single-step')", "unipc-4(start='single-step')", "dpmpp-3m-corrected(start='single-step')",
+    "deis-3(start='single-step')", "deis-4(start='single-step')", "lms(order=3)", "lms(start='single-step')",
+    "deis-rho-rk(order=2)", "deis-rho-rk(order=4)", "adams-eps(order=4)", "adams-eps(order=5)",
+    "adams-eps(order=3, start='lower-order')", "adams-x0(order=4)", "adams-x0(order=5)",
+    "adams-x0(order=3, start='lower-order')",
+)  # fmt: skip
+
+INTRODUCTION = """# Solvers
+
+Every registered solver, made by `python benchmarks/orders.py > docs/solvers.md`. The test suite measures each order
+again and fails where it differs from the stated one by 0.3 or more.
+
+**Stated** is the solver's `.order`: the global order. **Measured** is the slope of the error when the number of steps,
+uniform in λ, doubles. A deterministic solver's error is its largest distance to the exact flow map of a three-mode
+mixture in one dimension, in float64, at 128 and 256 steps. A stochastic solver's order is the weak one: its error is
+the one of mean and standard deviation on Gaussian data, both exact numbers. The process is VP from t = 1 to t = 0.02.
+
+**From t = 0.6** is the same slope for runs that start there. At t = 1 a prediction hardly changes with t, so a
+multistep method may start with an Euler step and not be seen to; at t = 0.6 it is seen, and caps the order: an Euler
+step's error is O(h²), one step of UniPC-1 has O(h³). `start='single-step'` makes the first steps with a single-step
+method instead. A slope well off a whole number there is the change from one regime to the other.
+
+Some solvers have another order than their name or their paper says; each one's docstring says why. `dpmpp-3m` and
+`dpm-solver-3m` as released weigh the second difference by half. `ipndm-3`, `ipndm-4` and `pndm` have the coefficients
+of equal steps in σ/α, on other grids they are of order 2. `unipc-p` is of order p + 1 with its corrector, where its
+start lets it. A high order is no promise for 5 or 10 evaluations: there `sdekit compare` measures.
+
+**Evaluations** are those of each step: those of the first steps, where they differ, come first.
+
+"""
+
+HEADER = "| solver | stated | measured | from t = 0.6 | evaluations | source |\n|---|---|---|---|---|---|"
+
+
+def evaluations(rule: Solver) -> str:
+    """Evaluations a step, after those of a start that differs.
+
+    >>> evaluations(get("pndm")), evaluations(get("heun"))
+    ('4, 4, 4, then 1', '2')
+    """
+    split = [*rule.split(60)]
+    usual = rule.evaluations
+    start = [] if split[0] == usual else [*takewhile(lambda count: count != usual, split)]
+    return ", ".join(map(str, start)) + f", then {usual}" * bool(start) or str(usual)
+
+
+def declared(spec: str) -> list[str]:
+    """A row's cells that need no measurement: name, order, evaluations, source."""
+    rule = get(spec)
+    return [f"`{spec}`", str(rule.order), evaluations(rule), rule.reference]
+
+
+def row(spec: str) -> str:
+    """One line of the table."""
+    name, stated, cost, source = declared(spec)
+    measured = [f"{order:.2f}" for order in (laws.order_of(spec), laws.order_of(spec, LATE))]
+    return "| " + " | ".join([name, stated, *measured, cost, source]) + " |"
+
+
+if __name__ == "__main__":
+    print(INTRODUCTION + HEADER)
+    for spec in sorted([*names(), *VARIANTS]):
+        print(row(spec), flush=True)
