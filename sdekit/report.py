@@ -129,7 +129,7 @@ def show_solvers(console: Console) -> None:
         facts = (solver.name, str(solver.order), str(solver.evaluations), noise, options, solver.reference)
         table.add_row(*map(Text, facts))
     if not console.is_terminal:
-        console.width = 160
+        console.width = 1000  # a file's lines are not wrapped
     console.print(table)
 
 
