@@ -166,6 +166,19 @@ def test_dpm_solver_fast(process, nfe):
     run.check("dpm-solver-fast", x, nfe=nfe)
 
 
+@pytest.mark.parametrize(("rest", "order"), [(0, 2), (1, 2), (2, 3)])
+def test_dpm_solver_fast_loses_an_order_where_its_last_step_is_of_order_1(rest, order):
+    process, start = sk.VP(t_min=0.02), START[::2]
+    truth = laws.exact_flow(start[:, 0].numpy(), process.t_max, process.t_min, process)
+
+    def error(nfe):
+        model = laws._mixture().model(process)
+        out = sk.sample(model, start.shape, solver="dpm-solver-fast", nfe=nfe, start=start, final="none")
+        return np.abs(out.x[:, 0].numpy() - truth).max()
+
+    assert laws.measured_order(lambda nfe: error(nfe + rest), (192, 384)) == pytest.approx(order, abs=0.3)
+
+
 def multistep(kind, run, order, factor):
     """The released multistep updates of second and third order; ``factor`` 1 is theirs, 2 the right one for D_2."""
     x, past = run.start, []

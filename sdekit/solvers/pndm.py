@@ -76,6 +76,6 @@ def ipndm_4(grid: Grid) -> Iterator[Row]:
     """DDIM with ε replaced by (55 ε − 59 ε_{−1} + 37 ε_{−2} − 9 ε_{−3})/24; the first steps use the lower orders.
 
     Order 2, and not 4: the coefficients are those of equal steps in σ/α. There the order is 4; ``ipndm-v`` has it
-    on every grid. At 5 to 10 evaluations it is often the better of the two all the same.
+    on every grid.
     """
     yield from multistep(grid, 4, _weigh, partial(single_step, "eps"))

@@ -204,7 +204,8 @@ def get(spec: str | Solver) -> Solver:
         return spec
     name, options = parse(spec)
     solver = lookup("solver", name, _SOLVERS)
-    check_options(name, solver.available, options)
-    every = {option: options.get(option, known.default) for option, known in solver.available.items()}
+    available = solver.available
+    check_options(name, available, options)
+    every = {option: options.get(option, known.default) for option, known in available.items()}
     varied = solver.vary(**every) if solver.vary else {}
     return replace(solver, options=tuple(sorted(options.items())), **varied)
