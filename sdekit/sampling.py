@@ -123,6 +123,7 @@ def sample(
         steps: the number of steps, instead of ``nfe``.
         grid: a name in ``grid.GRIDS`` or the times, decreasing.
         seed: sample i gets the same noise for the same seed, whatever ``batch_size`` or device; None draws one.
+            Samples are then equal to the bit where the network's own results do not depend on the batch's size.
         noise: ``"independent"`` draws each interval's normals anew; ``"brownian"`` takes them from one path for each
             (seed, sample), the same for every grid and every solver (``noise.path``).
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
@@ -135,7 +136,7 @@ def sample(
         device: of the state; by default the model's.
         conditions: passed to the network; a tensor whose first dimension is n is split with the batch.
 
-    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes that do not fit.
+    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes or devices that do not fit.
 
     >>> from sdekit import ScoreModel, VP
     >>> model = ScoreModel(lambda x, t: x, VP(), predicts="eps")
@@ -152,7 +153,7 @@ def sample(
     _check_conditions(model, conditions)
     plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final)
     seed = secrets.randbits(63) if seed is None else seed
-    where = torch.device(model.device if device is None else device)
+    where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
     before, batches = model.nfe, range(0, n, size)
     kept: list[list[Tensor]] = []
@@ -193,6 +194,15 @@ def _check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
     if start is not None and not start.is_floating_point():
         raise ValueError(f"start has dtype {start.dtype}: it must be a floating-point type")
     return sizes
+
+
+def _check_device(model: Model, device: torch.device | str | None) -> torch.device:
+    own = model.device
+    where = torch.device(own if device is None else device)
+    fixed = isinstance(net := getattr(model, "net", None), torch.nn.Module) and any(True for _ in net.parameters())
+    if fixed and where.type != own.type:
+        raise ValueError(f"device={str(where)!r}, but the network's parameters are on {str(own)!r}: move one of them")
+    return where
 
 
 def _check_conditions(model: Model, conditions: dict[str, Any]) -> None:

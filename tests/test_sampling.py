@@ -168,6 +168,12 @@ def test_bad_shapes_are_named(shape):
         sk.sample(sk.ScoreModel(elementwise, sk.VP()), shape, nfe=5)
 
 
+def test_a_network_elsewhere_is_named():
+    model = sk.ScoreModel(TimedLinear(), sk.VP())
+    with pytest.raises(ValueError, match="device='meta', but the network's parameters are on 'cpu'"):
+        sk.sample(model, (5, 3), nfe=5, device="meta")
+
+
 def test_a_network_of_the_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"returned shape \[5, 6\] for x of shape \[5, 3\]"):
         sk.sample(sk.ScoreModel(lambda x, t: torch.cat([x, x], 1), sk.VP()), (5, 3), nfe=5)
