@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdekit as sk
@@ -16,6 +16,7 @@ def elementwise(x, t):
 
 
 @pytest.mark.parametrize("solver", names())
+@settings(max_examples=5)  # for each of many solvers
 @given(batch_size=st.integers(1, 12), seed=st.integers(0, 2**62))
 def test_batch_split_changes_no_bit(solver, batch_size, seed):
     model = sk.ScoreModel(elementwise, sk.VP())
