@@ -66,6 +66,7 @@ def integrate(
         method: ``"per-sample"``: Dormand–Prince 5(4), each sample with its own steps; ``"fixed"``: the same formulas
             with ``steps`` equal steps in u and no read by the host; a method of torchdiffeq; or a deterministic solver
             of the registry (its name, or a ``Solver`` where torchdiffeq has the name too), run in either direction.
+            ``"explicit_adams"`` is of order 4 unless ``options`` say otherwise.
         variable: the integration variable u, a name in ``VARIABLES``; ``"angle"`` takes the fewest evaluations.
         rtol, atol: tolerances of the adaptive methods, for y = x/√(α² + σ²).
         steps: the number of steps of the fixed-step methods, equal in u; of a solver of the registry, on ``grid``.
@@ -89,6 +90,7 @@ def integrate(
     _check(process, x, (t0, t1), (rtol, atol), gradients, variable)
     check_count("max_attempts", max_attempts, 1, "it bounds the steps that one sample tries")
     with torch.set_grad_enabled(gradients != "none"):
+        _refuse(gradients == "adjoint" and rule in ("per-sample", "fixed"), str(rule), "has no adjoint")
         if isinstance(rule, Solver):
             _refuse(gradients == "adjoint" or probes > 0, rule.name, "has no adjoint and no divergence")
             return _run_plan(rule, model, x, t0, t1, steps, grid, conditions)
@@ -143,7 +145,7 @@ def _rule(method: str | Solver) -> str | Solver:
 
 def _refuse(wrong: bool, method: str, why: str) -> None:
     if wrong:
-        raise ValueError(f"method={method!r} {why}: use 'per-sample', 'fixed' or one of torchdiffeq's such as 'dopri5'")
+        raise ValueError(f"method={method!r} {why}: use one of torchdiffeq's methods, such as 'dopri5'")
 
 
 def _parameters(model: Model) -> tuple[nn.Parameter, ...]:
@@ -176,9 +178,9 @@ def _check(
 def _run_plan(
     solver: Solver, model: Model, x: Tensor, t0: float, t1: float, steps: int | None, grid: GridSpec, conditions: Any
 ) -> Path:
-    plan = plan_between(solver, model.process, t0, t1, steps, grid)
-    if plan.intervals:
+    if solver.stochastic:
         raise ValueError(f"method={solver.name!r} draws noise with these options: a flow needs a deterministic solver")
+    plan = plan_between(solver, model.process, t0, t1, steps, grid)
     *_, (_, x) = march(plan, model, x, lambda start, end: x.new_empty(0), **conditions)
     return Path(x, torch.full((len(x),), plan.nfe), x.new_zeros(len(x), 0), None)
 

@@ -227,6 +227,8 @@ def _torchdiffeq(
     if fixed:
         check_count("steps", settings.steps, 1, f"method {method!r} takes equal steps in the integration variable")
         options["grid_constructor"] = partial(_equal_steps, settings.steps or 1)
+        if method == "explicit_adams":
+            options["max_order"] = 5  # torchdiffeq's 12 is unstable here: with more steps its error stops falling
     elif method != "scipy_solver":
         # without these torchdiffeq steps past the end and interpolates back, and looks for a first step outside
         options |= {"step_t": times, "first_step": 0.01 * span, "max_num_steps": settings.max_attempts}

@@ -1,0 +1,9 @@
+"""Log densities by the probability-flow ODE and variational bounds, each with the error of its number."""
+
+from sdekit.likelihood.bounds import KINDS, Elbo, elbo
+from sdekit.likelihood.density import DEQUANTISATIONS, LogLikelihood, StdErr, log_prob
+from sdekit.likelihood.quantization import DIGITS, Quantization
+
+__all__ = [
+    "DEQUANTISATIONS", "DIGITS", "KINDS", "Elbo", "LogLikelihood", "Quantization", "StdErr", "elbo", "log_prob",
+]  # fmt: skip

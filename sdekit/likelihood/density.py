@@ -1,0 +1,270 @@
+r"""``log_prob``: the log density of the probability-flow ODE's samples, with its error.
+
+Along the ODE log p changes by minus the divergence (Chen et al. 2018; Song et al. 2021, eq. 39), so in the scaled state
+y of ``ode``, log p_t(x) = log p_T(x_T) + D log(s_T/s_t) + ∫ div(dy/du) du with s² = α² + σ². The part of the divergence
+that is linear in x is known; only the network's is estimated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sdekit import noise
+from sdekit.divergence import divergence as trace
+from sdekit.divergence import draw_probes
+from sdekit.likelihood.quantization import Quantization, truncated_normal, uniform, uniforms
+from sdekit.names import lookup
+from sdekit.ode import Evaluate, integrate, rows_of
+from sdekit.process import State
+from sdekit.sampling import Model
+from sdekit.solvers.registry import check_count
+
+PerSample = Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class StdErr:
+    """What each source adds to the error of ``nats`` [batch]; NaN where one draw does not tell, 0 where there is none.
+
+    Attributes:
+        probes: standard error of the trace estimates, from their spread; NaN with one probe.
+        solver: an estimate of the ODE solver's error: each step's embedded error, weighted with what it changes in
+            the log density, absolute values added up. NaN for methods of torchdiffeq.
+        dequantisation: standard error over the draws; NaN with one draw.
+    """
+
+    probes: PerSample
+    solver: PerSample
+    dequantisation: PerSample
+
+    @property
+    def total(self) -> PerSample:
+        """Root of the sum of squares, of those that are known."""
+        parts = torch.stack([self.probes, self.solver, self.dequantisation])
+        return parts.nan_to_num(0.0).square().sum(0).sqrt()
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """What ``log_prob`` returns.
+
+    Attributes:
+        nats: log density, or log probability of the levels with ``quantization``, [batch].
+        stderr: its errors, in nats.
+        nfe: network evaluations that each sample took [batch].
+        latent: the states at t_max [batch, *event] (of the last draw).
+        blur: σ/α at the time where the ODE starts: what ``nats`` is the density of is blurred by this much.
+    """
+
+    nats: PerSample
+    stderr: StdErr
+    nfe: Int[Tensor, "batch"]
+    latent: Float[Tensor, "batch *event"]
+    blur: float
+
+    @property
+    def bits_per_dim(self) -> PerSample:
+        """−log2 p/D. Of a density, not of levels, it depends on the data's units."""
+        return -self.nats / (self.latent[0].numel() * math.log(2))
+
+    def summary(self) -> dict[str, float]:
+        """Mean bits/dim over the batch, its standard error over the samples, and the errors' share of it.
+
+        ``error_probes``, ``error_dequantisation``: independent between samples, root of the mean square over √n.
+        ``error_solver``: not random, its mean. All in bits/dim.
+        """
+        unit = self.latent[0].numel() * math.log(2)
+        bits, n = self.bits_per_dim.double(), len(self.nats)
+        random = {"probes": self.stderr.probes, "dequantisation": self.stderr.dequantisation}
+        return {
+            "bits_per_dim": bits.mean().item(),
+            "standard_error": bits.std().item() / math.sqrt(n) if n > 1 else math.nan,
+            **{f"error_{name}": value.double().square().mean().sqrt().item() / unit / math.sqrt(n)
+               for name, value in random.items()},
+            "error_solver": self.stderr.solver.double().mean().item() / unit,
+            "nfe": self.nfe.double().mean().item(),
+        }  # fmt: skip
+
+
+Lift = Callable[[Quantization, Tensor, float, Tensor], tuple[Tensor, Tensor]]
+
+DEQUANTISATIONS: dict[str, tuple[Lift, bool]] = {
+    "uniform": (uniform, False),
+    "importance": (uniform, True),
+    "truncated-normal": (truncated_normal, False),
+    "truncated-normal-importance": (truncated_normal, True),
+}
+"""How points in a bin are drawn, and whether draws are joined by log-mean-exp (Burda et al. 2016) or by their mean."""
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """The arguments of ``log_prob`` that one solve needs."""
+
+    model: Model
+    divergence: str
+    probes: int
+    distribution: str
+    mode: str
+    chunk_size: int | None
+    seed: int
+    prior: Callable[[Tensor], Tensor] | None
+    ode: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+
+    def __call__(self, x: Tensor, t: float, first: int, draw: int) -> LogLikelihood:
+        process, size = self.model.process, x[0].numel()
+        path = integrate(
+            self.model, x, t, process.t_max, evaluate=self._evaluate(x, first, draw), probes=self._estimates, **self.ode
+        )
+        prior = self.prior or _standard(process.prior_std)
+        scales = (math.hypot(process.alpha(s), process.sigma(s)) for s in (process.t_max, t))
+        shift = size * (math.log(next(scales)) - math.log(next(scales)))
+        nats = prior(path.x) + size * path.integral.mean(1) + shift
+        spread = torch.full_like(nats, 0.0 if self.divergence == "exact" else math.nan)
+        if path.integral.shape[1] > 1:
+            spread = size * path.integral.detach().std(1) / math.sqrt(path.integral.shape[1])
+        defect = torch.full_like(nats, math.nan) if path.defect is None else path.defect
+        blur = math.exp(-process.half_log_snr(t))
+        return LogLikelihood(nats, StdErr(spread, defect, torch.zeros_like(nats)), path.nfe, path.x, blur)
+
+    @property
+    def _estimates(self) -> int:
+        return {"exact": 1, "hutch++": self.probes // 3}.get(self.divergence, self.probes)
+
+    def _evaluate(self, x: Tensor, first: int, draw: int) -> Evaluate:
+        """The network and its divergences; the probes stay the same through the solve."""
+        kind, probes = getattr(self.model, "predicts", "eps"), None
+        if self.divergence != "exact":
+            probes = draw_probes(x, self.probes, self.distribution, noise.key(self.seed, draw), first)
+
+        def evaluate(x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            given = rows_of(self.conditions, rows, n)
+            here = probes if probes is None or rows is None else probes[:, rows]
+            predict: Callable[[Tensor], Tensor] = lambda x: self.model.predict(kind, x, t, **given)  # noqa: E731
+            return trace(predict, x, here, self.divergence, self.mode, self.chunk_size)
+
+        n = len(x)
+        return evaluate
+
+
+def log_prob(
+    model: Model,
+    x: State,
+    *,
+    t: float | None = None,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    distribution: str = "rademacher",
+    mode: str = "vjp",
+    chunk_size: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    quantization: Quantization | None = None,
+    dequantisation: str = "uniform",
+    draws: int = 1,
+    prior: Callable[[Tensor], Tensor] | None = None,
+    method: str = "per-sample",
+    variable: str = "angle",
+    rtol: float = 3e-6,
+    atol: float = 3e-6,
+    steps: int | None = None,
+    gradients: str = "none",
+    max_attempts: int = 1000,
+    options: Mapping[str, Any] | None = None,
+    **conditions: Any,
+) -> LogLikelihood:
+    r"""Log density of x under the probability-flow ODE, or log probability of quantised data, with errors.
+
+    Without ``quantization`` this is log p_t(x), the density of the state at time t. Data itself has t = 0, where no
+    process of a finite λ arrives: by default x is taken for a state at t_min, as is usual, and ``blur`` says how far
+    that is from the data. With ``quantization`` the number is a lower bound on log P(levels) of a complete model: draw
+    x at t_min by the ODE, divide by α(t_min), round to the nearest level; nothing is left out.
+
+    Args:
+        x: [batch, *event].
+        t: the time of x; default t_min.
+        divergence, probes, distribution, mode, chunk_size: see ``divergence``; drawn once and kept through a solve.
+        seed, first: sample i's probes and draws depend on (seed, first + i) alone, so a data set may be cut anywhere.
+        quantization: what levels x holds.
+        dequantisation: a name in ``DEQUANTISATIONS``; needs ``quantization``.
+        draws: points drawn in each bin.
+        prior: log density of the state at t_max; default N(0, σ(t_max)²).
+        method, variable, rtol, atol, steps, gradients, max_attempts, options: see ``ode.integrate``.
+        conditions: passed to the network.
+
+    Raises ValueError for unknown names, x that is not finite or not on a level, fewer than one probe or draw, and as
+    ``ode.integrate`` and ``divergence`` do.
+
+    >>> from sdekit import VP, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> x = target.sample(3)
+    >>> found = log_prob(target.model(VP()), x, divergence="exact")
+    >>> torch.allclose(found.nats, target.log_prob(x, 1e-3, VP()), atol=1e-4)
+    True
+    """
+    check_count("probes", probes, 1, "a trace is estimated from at least one probe")
+    check_count("draws", draws, 1, "each sample needs at least one point in its bin")
+    if not bool(x.isfinite().all()):
+        bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"x holds NaN or infinity in samples {bad[:10]}: every entry must be finite")
+    ode = {
+        "method": method, "variable": variable, "rtol": rtol, "atol": atol, "steps": steps, "gradients": gradients,
+        "max_attempts": max_attempts, "options": options,
+    }  # fmt: skip
+    solve = _Solve(
+        model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode, conditions
+    )  # fmt: skip
+    start = model.process.t_min if t is None else t
+    with torch.set_grad_enabled(gradients != "none"):
+        if quantization is None:
+            return solve(x, start, first, 0)
+        return _quantised(solve, x, start, first, quantization, dequantisation, draws)
+
+
+def _quantised(
+    solve: _Solve, x: Tensor, t: float, first: int, quantization: Quantization, name: str, draws: int
+) -> LogLikelihood:
+    lift, importance = lookup("dequantisation", name, DEQUANTISATIONS)
+    process = solve.model.process
+    alpha, blur = process.alpha(t), math.exp(-process.half_log_snr(t))
+    samples = torch.arange(first, first + len(x), device=x.device)
+    found: list[LogLikelihood] = []
+    weights: list[Tensor] = []
+    for draw in range(draws):
+        point, minus_log_q = lift(quantization, x, blur, uniforms(solve.seed, draw, samples, x))
+        part = solve(alpha * point, t, first, draw)
+        found.append(part)
+        weights.append(part.nats + x[0].numel() * math.log(alpha) + minus_log_q)
+    return _join(found, torch.stack(weights), importance)
+
+
+def _join(found: list[LogLikelihood], w: Tensor, importance: bool) -> LogLikelihood:
+    """The draws' mean or log-mean-exp, with the errors of either."""
+    count = len(w)
+    share = w.detach().softmax(0) if importance else torch.full_like(w, 1 / count)
+    nats = w.logsumexp(0) - math.log(count) if importance else w.mean(0)
+    if count == 1:
+        spread = torch.full_like(nats, math.nan)
+    else:  # log-mean-exp: the relative error of the mean weight
+        spread = (share * count if importance else w.detach()).std(0) / math.sqrt(count)
+    probes = (share * torch.stack([part.stderr.probes for part in found])).square().sum(0).sqrt()
+    solver = (share * torch.stack([part.stderr.solver for part in found])).sum(0)
+    nfe = torch.stack([part.nfe for part in found]).sum(0)
+    return LogLikelihood(nats, StdErr(probes, solver, spread), nfe, found[-1].latent, found[-1].blur)
+
+
+def _standard(std: float) -> Callable[[Tensor], Tensor]:
+    """log N(z; 0, std²) of each sample."""
+
+    def log_density(z: Tensor) -> Tensor:
+        return -0.5 * (z / std).flatten(1).square().sum(1) - z[0].numel() * math.log(std * math.sqrt(2 * math.pi))
+
+    return log_density
