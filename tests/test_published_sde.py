@@ -199,6 +199,121 @@ def test_seeds_3(process):
     agrees("seeds-3", process, x)
 
 
+@pytest.mark.parametrize(
+    ("predictor", "corrector", "tau", "low", "high"),
+    [(3, 3, 1.0, 0.0, 1e9), (2, 0, 0.6, 0.0, 1e9), (1, 4, 1.0, 0.05, 1.0), (4, 2, 0.0, 0.0, 1e9)],
+)
+@over_processes
+def test_sa_solver(process, predictor, corrector, tau, low, high):
+    """Xue et al. 2023, algorithm 1 and eq. 14 and 17: the integrals of the Lagrange polynomials by quadrature."""
+    model, knots, x = setup(process)
+
+    def integrals(points, s, t, rate):
+        """b_j = σ_t ∫ e^{−∫_λ^{λ_t} τ²} (1 + τ²) e^λ l_j(λ) dλ, with l_j through ``points``."""
+
+        def integrand(lam, j):
+            lagrange = math.prod((lam - p) / (points[j] - p) for p in points if p != points[j])
+            return math.exp(-rate * (t.half_log_snr - lam)) * (1 + rate) * math.exp(lam) * lagrange
+
+        ends = s.half_log_snr, t.half_log_snr
+        return [t.sigma * quad(integrand, *ends, args=(j,), epsabs=0, epsrel=1e-12)[0] for j in range(len(points))]
+
+    past = [(knots[0].half_log_snr, model.x0(x, knots[0].t))]
+    for i, (s, t) in enumerate(zip(knots, knots[1:])):
+        rate = tau**2 if low <= s.sigma / s.alpha <= high else 0.0
+        h = t.half_log_snr - s.half_log_snr
+        mean = t.sigma / s.sigma * math.exp(-rate * h) * x
+        if rate:
+            mean = mean + t.sigma * math.sqrt(1 - math.exp(-2 * rate * h)) * z(s.half_log_snr, t.half_log_snr)
+        used = past[:predictor]
+        x = mean + sum(b * d for b, (_, d) in zip(integrals([lam for lam, _ in used], s, t, rate), used))
+        if i == STEPS - 1:
+            break
+        new = (t.half_log_snr, model.x0(x, t.t))
+        if corrector:
+            used = [new, *past[:corrector]]
+            x = mean + sum(b * d for b, (_, d) in zip(integrals([lam for lam, _ in used], s, t, rate), used))
+        past = [new, *past]
+    spec = f"sa-solver(predictor={predictor}, corrector={corrector}, tau={tau}, s_min={low}, s_max={high})"
+    agrees(spec, process, x)
+
+
+def test_reverse_diffusion_on_a_table():
+    """Song et al. 2021, algorithm 3 and appendix E, for VP: x ← (2 − √(1 − β)) x + β s + √β z."""
+    process = sk.DiscreteVP.linear(30)
+    model, _, x = setup(process)
+    lambdas = [process.half_log_snr((n + 1) / 30) for n in range(30)]
+    for n in range(29, 0, -1):
+        beta = process.betas[n]
+        x = (2 - math.sqrt(1 - beta)) * x + beta * model.score(x, (n + 1) / 30)
+        x = x + math.sqrt(beta) * z(lambdas[n], lambdas[n - 1])
+    agrees("reverse-diffusion", process, x, steps=29, grid="time")
+
+
+@pytest.mark.parametrize("corrections", [1, 3])
+def test_pc(corrections):
+    """Song et al. 2021, algorithms 2 and 4 (VE), with ε = 2 (r σ)²."""
+    process = sk.VE(sigma_max=10.0)
+    model, knots, x = setup(process)
+    for s, t in zip(knots, knots[1:]):
+        ends = [
+            s.half_log_snr + (t.half_log_snr - s.half_log_snr) * k / (corrections + 1) for k in range(corrections + 2)
+        ]
+        gap = s.sigma**2 - t.sigma**2
+        x = x + gap * model.score(x, s.t) + math.sqrt(gap) * z(*ends[:2])
+        size = 2 * (0.2 * t.sigma) ** 2
+        for pair in zip(ends[1:], ends[2:]):
+            x = x + size * model.score(x, t.t) + math.sqrt(2 * size) * z(*pair)
+    agrees(f"pc(corrections={corrections}, snr=0.2)", process, x)
+
+
+def test_the_correctors_bias_is_that_of_its_step():
+    """At t_min on N(0, 0.1²), one step x (1 − ε/v) + √(2ε) z, after the predictor: the variance's recursion, by hand."""
+    process, std = sk.VE(sigma_min=0.1, sigma_max=10.0), 0.1
+    knots = Grid.make(process, "logsnr", 400).knots
+    var = knots[0].sigma ** 2 + std**2
+    for s, t in zip(knots, knots[1:]):
+        gap, size = s.sigma**2 - t.sigma**2, 2 * (0.16 * t.sigma) ** 2
+        var = (1 - gap / (s.sigma**2 + std**2)) ** 2 * var + gap
+        var = (1 - size / (t.sigma**2 + std**2)) ** 2 * var + 2 * size
+    plan = sk.solvers.get("pc").plan(process, steps=400, final="none")
+    assert laws.gaussian_moments(plan, process, 0.0, std)[1] ** 2 == pytest.approx(var, rel=1e-10)
+    assert (
+        var / (knots[-1].sigma ** 2 + std**2) - 1 > 0.005
+    )  # 400 steps, and the bias of r² σ²/(2 var x) is still there
+
+
+@over_processes
+def test_restart(process):
+    """Xu et al. 2023, algorithm 1 with K = 2: Heun to the end of the interval, noise up, Heun down, twice; then on."""
+    model, knots, x = setup(process, 8)
+    y, kappas = x / knots[0].alpha, [knot.sigma / knot.alpha for knot in knots]
+
+    def heun(y, i):
+        step = kappas[i + 1] - kappas[i]
+        d = model.eps(knots[i].alpha * y, knots[i].t)
+        d_next = model.eps(knots[i + 1].alpha * (y + step * d), knots[i + 1].t)
+        return y + step * (d + d_next) / 2
+
+    first, last = knots[0].half_log_snr, knots[-1].half_log_snr
+    for i in range(8):
+        y = heun(y, i)
+        for k in range(2 if i == 5 else 0):  # the interval is that of the steps 5 and 6: from 1/2 to 3/4 of the way
+            ends = [first + (last - first) * part / 2 for part in (k, k + 1)]
+            y = y + math.sqrt(kappas[4] ** 2 - kappas[6] ** 2) * z(*ends)
+            y = heun(heun(y, 4), 5)
+    agrees("restart", process, knots[-1].alpha * y, steps=8)
+
+
+def test_restart_spends_any_budget():
+    for budget in range(1, 60):
+        evaluations = list(sk.solvers.get("restart(repeats=3)").split(budget))
+        assert sum(evaluations) == budget
+        assert evaluations.count(2) + evaluations.count(1) >= len(evaluations) - 1
+    with pytest.raises(ValueError, match="the interval needs low < high"):
+        sk.solvers.get("restart(low=0.6, high=0.5)")
+
+
 SCALES = {
     "ode": lambda k: k,
     "sde": lambda k: k**2,

@@ -16,8 +16,9 @@ VARIANTS = ["ddpm(variance='large')", "ddim(eta=0.5)", "ddim(eta=1.0)", "euler-m
             "dpmpp-2m-sde(eta=0.0)", "edm(churn=3)", "dpmpp-sde(eta=0.5)", "dpmpp-sde(r=0.3)", "dpmpp-sde(r=1)",
             "dpmpp-3m-sde(eta=0.5)", "dpmpp-3m-sde(curvature='exact')", "dpmpp-3m-sde(curvature='exact', eta=0)",
             "gddim(noise_level=0)", "gddim(noise_level=1.5)", "er-sde-1(scale='ode')", "er-sde-2(scale='sde')",
-            "er-sde-3(scale='er-sde-4')", "unipc-2(variant='bh1')"]  # fmt: skip
-IN_TIME = ("euler", "rk4", "pndm", "deis-2", "deis-3", "deis-4")
+            "er-sde-3(scale='er-sde-4')", "sa-solver(tau=0)", "sa-solver(corrector=0)", "sa-solver(tau=0.5)",
+            "sa-solver(predictor=1, corrector=1)", "restart(repeats=5)", "unipc-2(variant='bh1')"]  # fmt: skip
+IN_TIME = ("euler", "reverse-diffusion", "pc", "rk4", "pndm", "deis-2", "deis-3", "deis-4")
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
