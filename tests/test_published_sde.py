@@ -268,7 +268,7 @@ def test_pc(corrections):
 
 
 def test_the_correctors_bias_is_that_of_its_step():
-    """At t_min on N(0, 0.1²), one step x (1 − ε/v) + √(2ε) z, after the predictor: the variance's recursion, by hand."""
+    """At t_min on N(0, 0.1²), one step x (1 − ε/v) + √(2ε) z, after the predictor: its recursion by hand."""
     process, std = sk.VE(sigma_min=0.1, sigma_max=10.0), 0.1
     knots = Grid.make(process, "logsnr", 400).knots
     var = knots[0].sigma ** 2 + std**2
