@@ -134,7 +134,7 @@ ANDERSON = [
 
 @pytest.mark.parametrize("solver", ANDERSON)
 def test_solvers_of_one_sde_follow_one_path(solver):
-    """Each comes to the same samples as ``dpmpp-2m-sde``: at four times the steps under 0.45 of the distance (0.25 expected)."""
+    """They meet ``dpmpp-2m-sde``: at four times the steps under 0.45 of the distance (0.25 expected)."""
     model = laws._mixture((-0.8, 0.2, 0.7), 0.5).model(laws._PROCESS)
 
     def run(name, steps):

@@ -78,6 +78,22 @@ def test_euler_maruyama_variance_follows_its_recursion(eta):
     assert laws.gaussian_moments(plan, process, 0.0, std)[1] ** 2 == pytest.approx(var, rel=1e-10)
 
 
+def test_the_correctors_bias_is_that_of_its_step():
+    """At t_min on N(0, 0.1²), one step x (1 − ε/v) + √(2ε) z, after the predictor: its recursion by hand."""
+    process, std = sk.VE(sigma_min=0.1, sigma_max=10.0), 0.1
+    knots = sk.Grid.make(process, "logsnr", 400).knots
+    var = knots[0].sigma ** 2 + std**2
+    for s, t in zip(knots, knots[1:]):
+        gap, size = s.sigma**2 - t.sigma**2, 2 * (0.16 * t.sigma) ** 2
+        var = (1 - gap / (s.sigma**2 + std**2)) ** 2 * var + gap
+        var = (1 - size / (t.sigma**2 + std**2)) ** 2 * var + 2 * size
+    plan = get("pc").plan(process, steps=400, final="none")
+    assert laws.gaussian_moments(plan, process, 0.0, std)[1] ** 2 == pytest.approx(var, rel=1e-10)
+    assert (
+        var / (knots[-1].sigma ** 2 + std**2) - 1 > 0.005
+    )  # 400 steps, and the bias of r² σ²/(2 var x) is still there
+
+
 def test_ve_and_vp_give_the_same_exponential_samples():
     """x/α of one is x of the other, knot by knot, where both see the same λ."""
     vp = sk.VP()
