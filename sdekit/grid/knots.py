@@ -1,62 +1,21 @@
-r"""Time grids: where a solver's steps begin and end.
+r"""The knots of a run: where a solver's steps begin and end.
 
 A grid of N steps has N + 1 knots from t_max (noise) down to t_min (data), in float64, with λ strictly
-increasing and both endpoints exact. A grid of one's own is one function in ``GRIDS`` that returns a λ or t
-for each fraction of the way; explicit times are passed as a sequence.
+increasing and both endpoints exact. Explicit times may start and end anywhere in that range.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from sdekit.names import Between, check_options, lookup, options_of, parse
+from sdekit.grid.named import GRIDS
+from sdekit.names import check_options, lookup, options_of, parse
 from sdekit.process import Knot, Process
 
 GridSpec = str | Sequence[float]
-
-
-def _line(first: float, last: float, fraction: float) -> float:
-    return first + fraction * (last - first)
-
-
-def time(process: Process, fraction: float) -> float:
-    """Uniform in t."""
-    return _line(process.t_max, process.t_min, fraction)
-
-
-def time_quadratic(process: Process, fraction: float) -> float:
-    """Uniform in √t (Song, Meng & Ermon 2021, DDIM, appendix D.2)."""
-    return _line(math.sqrt(process.t_max), math.sqrt(process.t_min), fraction) ** 2
-
-
-def logsnr(process: Process, fraction: float) -> float:
-    """Uniform in λ = log(α/σ) (Lu et al. 2022, DPM-Solver, section 3.3)."""
-    first, last = process.half_log_snr(process.t_max), process.half_log_snr(process.t_min)
-    return process.t_of_half_log_snr(_line(first, last, fraction))
-
-
-def karras(process: Process, fraction: float, *, rho: Annotated[float, Between(1, 100)] = 7.0) -> float:
-    """Uniform in (σ/α)^{1/ρ} (Karras et al. 2022, eq. 5)."""
-    first, last = (math.exp(-process.half_log_snr(t) / rho) for t in (process.t_max, process.t_min))
-    return process.t_of_half_log_snr(-rho * math.log(_line(first, last, fraction)))
-
-
-def cosine(process: Process, fraction: float) -> float:
-    """Uniform in the angle arctan(σ/α): the times at which a cosine schedule would be uniform in t."""
-    first, last = (math.atan(math.exp(-process.half_log_snr(t))) for t in (process.t_max, process.t_min))
-    return process.t_of_half_log_snr(-math.log(math.tan(_line(first, last, fraction))))
-
-
-GRIDS: dict[str, Callable[..., float]] = {
-    "time": time,
-    "time-quadratic": time_quadratic,
-    "logsnr": logsnr,
-    "karras": karras,
-    "cosine": cosine,
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +51,10 @@ class Grid:
         knots = tuple(process.knot(t) for t in times)
         for s, t in zip(knots, knots[1:]):
             if not s.half_log_snr < t.half_log_snr < math.inf:
-                raise ValueError(f"grid={spec!r}: half_log_snr must increase, but t={s.t} -> {t.t} does not")
+                raise ValueError(
+                    f"grid={spec!r} with {len(budget)} steps: half_log_snr must increase, but from t={s.t} to {t.t}"
+                    " it does not"
+                )
         return cls(process, knots, budget)
 
     def __iter__(self) -> Iterator[tuple[Knot, Knot, int]]:
@@ -100,14 +62,16 @@ class Grid:
 
     def between(self, s: Knot, t: Knot, fraction: float) -> Knot:
         """The knot at λ_s + fraction (λ_t − λ_s)."""
-        return self.process.knot_at(_line(s.half_log_snr, t.half_log_snr, fraction))
+        return self.process.knot_at(s.half_log_snr + fraction * (t.half_log_snr - s.half_log_snr))
 
 
 def _named_times(process: Process, spec: str, steps: int) -> list[float]:
     name, options = parse(spec)
     function = lookup("grid", name, GRIDS)
     check_options(name, options_of(function), options)
-    inner = [function(process, i / steps, **options) for i in range(1, steps)]
+    # a grid whose knots are no function of the fraction alone declares ``steps``
+    count = (steps,) if "steps" in inspect.signature(function).parameters else ()
+    inner = [function(process, i / steps, *count, **options) for i in range(1, steps)]
     return [process.t_max, *inner, process.t_min]
 
 
