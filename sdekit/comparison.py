@@ -10,10 +10,9 @@ Each finished cell is one line of ``results.jsonl`` at once; a run with the same
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from itertools import product
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdekit.grid import Grid
 from sdekit.metrics import METRICS
 from sdekit.noise import normal
+from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
 from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
@@ -37,64 +36,14 @@ Features = Callable[[Tensor], Tensor]
 
 # one solver of each kind: what a first comparison shows; ``solvers.names()`` has them all
 DEFAULT_SOLVERS = (
-    "ddim", "ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2m", "dpmpp-2m-sde", "euler", "euler-maruyama", "heun", "unipc-2",
+    "ddim", "ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2m", "dpmpp-2m-sde", "euler", "euler-maruyama", "heun",
+    "unipc-2",
 )  # fmt: skip
-PREVIEW = 256  # samples of each cell that are kept for pictures
 FLOOR_DRAWS = 8  # subsets of the real data over which the floor is averaged
 # solver, NFE and grid of the endpoint that stands for the exact one, and of the check of its first CHECKED samples
 ENDPOINT = ("dpm-solver-3", 150, "logsnr")
 CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement: a line of ``results.jsonl``, which says by itself what was measured and how.
-
-    Attributes:
-        metrics: by name in ``metrics.METRICS``; paired ones are absent for stochastic solvers.
-        floor: the value of each metric that means no more can be seen; see ``Comparison.floor``.
-        seconds: wall time of sampling alone.
-        note: why there are no metrics; empty where there are.
-        network, data, plan: digests of the network's weights, the real data with the feature map, and the table.
-        key: digest of all that decides the metrics; cells of equal key are computed once.
-
-    >>> cell = Cell("digits", "VP()", "ddim", "logsnr", 5, 64, 0)
-    >>> Cell.from_json(cell.to_json()) == cell
-    True
-    """
-
-    target: str
-    process: str
-    solver: str
-    grid: str
-    nfe: int
-    samples: int
-    seed: int
-    stochastic: bool = False
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    floor: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    note: str = ""
-    device: str = "cpu"
-    versions: Mapping[str, str] = field(default_factory=dict)
-    network: str = ""
-    data: str = ""
-    plan: str = ""
-    key: str = ""
-
-    def to_json(self) -> str:
-        """One line of JSON, without the line's end."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> Cell | None:
-        """The cell of that line; None for a line that is cut off or of another kind."""
-        try:
-            record = json.loads(line)
-            return cls(**record) if isinstance(record, dict) else None
-        except (json.JSONDecodeError, TypeError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -173,7 +122,7 @@ def compare(
     ruler = _Ruler.make(reference, real, features, samples)
     run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, _digest(*_contents(model)))
     cells = run.cells(solvers, [grid] if isinstance(grid, str) else grid, nfe)
-    store = _Store(None if out is None else Path(out))
+    store = Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
     floor, finished = dict(ruler.floor), list[Cell]()
@@ -271,7 +220,7 @@ class _Run:
         plans = [get(name).plan(self.model.process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)]
         return _digest(repr((self.network, self.shape, self.seed, plans)))
 
-    def endpoint(self, store: _Store, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
+    def endpoint(self, store: Store, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
         """The exact ODE's end from each start (None where it diverged or is not needed) and its own error."""
         key = f"endpoint-{self._endpoint_key}"
         found = store.load(key)
@@ -324,50 +273,6 @@ class _Ticker:
 
         tick(more=0)
         return tick
-
-
-class _Store:
-    """The finished cells and their samples, in memory and, where there is a folder, on disk."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.cells: dict[str, Cell] = {}
-        self.tensors: dict[str, dict[str, Tensor]] = {}
-        if folder is not None:
-            (folder / "tensors").mkdir(parents=True, exist_ok=True)
-            self._read(folder / "results.jsonl")
-
-    def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        found = (Cell.from_json(line) for line in text.splitlines())
-        self.cells.update({cell.key: cell for cell in found if cell is not None})
-        if text and not text.endswith("\n"):
-            self._append("")  # a line cut off by a kill: the next record starts on its own line
-
-    def _append(self, line: str) -> None:
-        if self.folder is not None:
-            with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    def add(self, cell: Cell, x: Tensor | None) -> None:
-        if x is not None:
-            self.save(cell.key, {"x": x[:PREVIEW]})
-        self.cells[cell.key] = cell
-        self._append(cell.to_json())
-
-    def save(self, key: str, tensors: dict[str, Tensor]) -> None:
-        self.tensors[key] = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        if self.folder is not None:
-            part = self.folder / "tensors" / f"{key}.part"
-            save_file(self.tensors[key], part)
-            part.replace(part.with_suffix(".safetensors"))  # so that a killed run leaves no half file
-
-    def load(self, key: str) -> dict[str, Tensor]:
-        """What was saved under the key; empty where nothing was."""
-        if key not in self.tensors and self.folder is not None:
-            path = self.folder / "tensors" / f"{key}.safetensors"
-            self.tensors[key] = load_file(path) if path.exists() else {}
-        return self.tensors.get(key, {})
 
 
 def _paired(x: Tensor, endpoint: Tensor) -> dict[str, float]:

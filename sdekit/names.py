@@ -11,7 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 Entry = TypeVar("Entry")
@@ -95,7 +95,7 @@ class OneOf:
         object.__setattr__(self, "values", values)
 
     def allows(self, value: object) -> bool:
-        return value in self.values
+        return any(type(value) is type(known) and value == known for known in self.values)
 
     def __str__(self) -> str:
         return "one of " + ", ".join(repr(value) for value in self.values)
@@ -109,7 +109,7 @@ class Option:
     rule: Between | OneOf
 
 
-@lru_cache(maxsize=None)
+@cache
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     """A function's options: its keyword-only parameters, each annotated with its rule.
 
