@@ -7,26 +7,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import metrics, solvers, targets
+    from sdekit import data, divergence, metrics, nn, solvers, targets
     from sdekit.comparison import Comparison, compare
     from sdekit.grid import Grid
+    from sdekit.likelihood import LogLikelihood, Quantization, elbo, log_prob
     from sdekit.model import ScoreModel
+    from sdekit.ode import decode, encode, flow
     from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
 
 _NAMES = {
     "comparison": ("Comparison", "compare"),
     "grid": ("Grid",),
+    "likelihood": ("LogLikelihood", "Quantization", "elbo", "log_prob"),
     "model": ("ScoreModel",),
+    "ode": ("decode", "encode", "flow"),
     "process": ("VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
-_MODULES = ("metrics", "solvers", "targets")
+_MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
 
 __all__ = [
-    "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Process", "ScoreModel", "Solution", "SubVP",
-    "compare", "march", "metrics", "sample", "solvers", "targets",
+    "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process", "Quantization",
+    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "flow", "log_prob",
+    "march", "metrics", "nn", "sample", "solvers", "targets",
 ]  # fmt: skip
 
 
