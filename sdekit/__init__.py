@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdekit import data, divergence, metrics, nn, solvers, targets
     from sdekit.comparison import Comparison, compare
-    from sdekit.grid import Grid
+    from sdekit.fitting import fit_ays, fit_gits
+    from sdekit.grid import Grid, table_times
     from sdekit.likelihood import LogLikelihood, Quantization, elbo, log_prob
     from sdekit.model import ScoreModel
     from sdekit.ode import decode, encode, flow
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "comparison": ("Comparison", "compare"),
-    "grid": ("Grid",),
+    "fitting": ("fit_ays", "fit_gits"),
+    "grid": ("Grid", "table_times"),
     "likelihood": ("LogLikelihood", "Quantization", "elbo", "log_prob"),
     "model": ("ScoreModel",),
     "ode": ("decode", "encode", "flow"),
@@ -30,8 +32,8 @@ _MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
 
 __all__ = [
     "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process", "Quantization",
-    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "flow", "log_prob",
-    "march", "metrics", "nn", "sample", "solvers", "targets",
+    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "fit_ays", "fit_gits",
+    "flow", "log_prob", "march", "metrics", "nn", "sample", "solvers", "table_times", "targets",
 ]  # fmt: skip
 
 
