@@ -32,8 +32,8 @@ _MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
 
 __all__ = [
     "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process", "Quantization",
-    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "fit_ays", "fit_gits",
-    "flow", "log_prob", "march", "metrics", "nn", "sample", "solvers", "table_times", "targets",
+    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "fit_ays",
+    "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "solvers", "table_times", "targets",
 ]  # fmt: skip
 
 
