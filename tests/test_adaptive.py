@@ -1,0 +1,510 @@
+"""Adaptive sampling: its papers' algorithms, its accuracy, and that a sample does not feel its batch-mates."""
+
+import math
+from itertools import count
+
+import pytest
+import torch
+
+import sdekit as sk
+from sdekit.adaptive import CONTROLS, METHODS, sample_adaptive
+from sdekit.adaptive.methods import lanewise
+from sdekit.adaptive.paths import paths
+from sdekit.noise import normal, path
+from sdekit.targets import Gaussian, GaussianMixture
+from sdekit.testing import simgpu
+from sdekit.testing.laws import exact_flow
+from tests.strategies import PROCESSES
+
+ODE = ("dpm-solver-12", "dpm-solver-23")
+EXACT = torch.float64
+VP = sk.VP(t_min=0.02)
+
+
+def mixture(*, dtype=EXACT):
+    """The mixture of ``laws.exact_flow``."""
+    means, weights = torch.tensor([[-1.5], [0.3], [1.0]], dtype=dtype), torch.tensor([0.3, 0.5, 0.2], dtype=dtype)
+    return GaussianMixture(means, 0.35, weights)
+
+
+def elementwise(x, t, shift=0.0):
+    """A network whose rows, and elements, do not mix; only +, −, × and /, which round alike everywhere."""
+    t = t.reshape(-1, *[1] * (x.ndim - 1))
+    shift = shift.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(shift, torch.Tensor) else shift
+    return x / (1 + x * x) * (1 + t) + t * shift - x * x * x / (8 + x * x * x * x)
+
+
+# --- the papers' algorithms, one sample, in Python's floats ---------------------------------------------------------
+
+
+def eps_of_mixture(process):
+    """The mixture's exact ε for a list of numbers at one time, written anew."""
+    parts = list(zip((-1.5, 0.3, 1.0), (0.3, 0.5, 0.2)))
+
+    def eps(x, t):
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        v = (0.35 * alpha) ** 2 + sigma**2
+        joint = [w * math.exp(-((x - alpha * m) ** 2) / (2 * v)) for m, w in parts]
+        return sigma * sum(p * (x - alpha * m) for p, (m, _) in zip(joint, parts)) / v / sum(joint)
+
+    return lambda x, t: [eps(value, t) for value in x]
+
+
+def lu_12(process, eps, x, lam, h):
+    """Lu et al. 2022: eq. 4.1 for the lower order, algorithm 1 for the higher."""
+    t_of = process.t_of_half_log_snr
+    s, middle, t = t_of(lam), t_of(lam + h / 2), t_of(lam + h)
+    e = eps(x, s)
+
+    def one(to, step):
+        ratio, weight = process.alpha(to) / process.alpha(s), process.sigma(to) * math.expm1(step)
+        return [ratio * a - weight * b for a, b in zip(x, e)]
+
+    inner = eps(one(middle, h / 2), middle)
+    ratio, weight = process.alpha(t) / process.alpha(s), process.sigma(t) * math.expm1(h)
+    return one(t, h), [ratio * a - weight * b for a, b in zip(x, inner)]
+
+
+def lu_23(process, eps, x, lam, h):
+    """Lu et al. 2022: the general DPM-Solver-2 with r_1 = 1/3 for the lower order, algorithm 2 for the higher."""
+    r1, r2, t_of = 1 / 3, 2 / 3, process.t_of_half_log_snr
+    s, s1, s2, t = t_of(lam), t_of(lam + r1 * h), t_of(lam + r2 * h), t_of(lam + h)
+    a, sig = process.alpha, process.sigma
+    e = eps(x, s)
+    u1 = [a(s1) / a(s) * p - sig(s1) * math.expm1(r1 * h) * q for p, q in zip(x, e)]
+    d1 = [p - q for p, q in zip(eps(u1, s1), e)]
+    bend = sig(s2) * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1)
+    u2 = [a(s2) / a(s) * p - sig(s2) * math.expm1(r2 * h) * q - bend * d for p, q, d in zip(x, e, d1)]
+    d2 = [p - q for p, q in zip(eps(u2, s2), e)]
+    flat = [a(t) / a(s) * p - sig(t) * math.expm1(h) * q for p, q in zip(x, e)]
+    low = [p - sig(t) / (2 * r1) * math.expm1(h) * d for p, d in zip(flat, d1)]
+    return low, [p - sig(t) / r2 * (math.expm1(h) / h - 1) * d for p, d in zip(flat, d2)]
+
+
+def jolicoeur_martineau(process, eps, noise):
+    """Jolicoeur-Martineau et al. 2021, algorithm 1; their t is −u here."""
+
+    def attempt(_, __, x, u, h):
+        t = -u
+
+        def move(y, at, z):
+            score = [-e / process.sigma(at) for e in eps(y, at)]
+            f, g = process.drift_rate(at), process.diffusion(at)
+            return [-h * (f * p - g**2 * q) + math.sqrt(h) * g * w for p, q, w in zip(y, score, z)]
+
+        z = noise()
+        low = [p + k for p, k in zip(x, move(x, t, z))]
+        other = [p + k for p, k in zip(x, move(low, t - h, z))]
+        return low, [(p + q) / 2 for p, q in zip(low, other)]
+
+    return attempt
+
+
+def written_out(attempt, process, eps, x, u, end, h, r, rtol, atol, control):
+    """The adaptive loop of both papers, with their step control or the PI control of Hairer et al. (II.4)."""
+    before, e_before, accepted, rejected = x, 1.0, 0, 0
+    while u < end:
+        h = min(h, end - u)
+        low, high = attempt(process, eps, x, u, h)
+        delta = [max(atol, rtol * max(abs(p), abs(q))) for p, q in zip(low, before)]
+        e = math.sqrt(sum(((p - q) / d) ** 2 for p, q, d in zip(low, high, delta)) / len(x))
+        factor = 0.9 * e**-r
+        if e <= 1:
+            u = end if h == end - u else u + h
+            x, before, accepted = high, low, accepted + 1
+            if control == "pi":
+                factor = min(max(0.9 * e ** (-0.7 * r) * max(e_before, 1e-4) ** (0.4 * r), 0.2), 10.0)
+            e_before = e
+        else:
+            rejected += 1
+            factor = max(factor, 0.2) if control == "pi" else factor
+        h = h * factor
+    return x, accepted, rejected
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize(("method", "attempt", "r"), [("dpm-solver-12", lu_12, 1 / 2), ("dpm-solver-23", lu_23, 1 / 3)])
+@pytest.mark.parametrize(
+    "process", [VP, sk.VE(t_min=0.1), sk.Flow(t_min=0.02, t_max=0.9)], ids=lambda p: type(p).__name__
+)
+def test_the_ode_methods_are_the_papers(method, attempt, r, control, process):
+    x = [0.9, -0.4, 1.7]
+    start = torch.tensor([x], dtype=EXACT)
+    model = Elements(mixture()).model(process)
+    out = sample_adaptive(
+        model, (1, 3), method=method, control=control, rtol=1e-2, atol=1e-3, start=start, final="none"
+    )
+    ends = process.half_log_snr(process.t_max), process.half_log_snr(process.t_min)
+    truth, accepted, rejected = written_out(
+        attempt, process, eps_of_mixture(process), x, *ends, 0.05, r, 1e-2, 1e-3, control
+    )
+    assert out.x[0].tolist() == pytest.approx(truth, rel=1e-10, abs=1e-10)
+    assert (out.accepted.item(), out.rejected.item()) == (accepted, rejected)
+    assert rejected > 0 or control == "pi"  # else half of the algorithm was not run
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_the_sde_method_is_the_papers(control):
+    # with the paper's noise, new at each attempt: a Brownian path is rough, and shows in z how h was rounded
+    x, seed, attempts = [0.9, -0.4, 1.7], 11, count(1)
+    attempt = jolicoeur_martineau(
+        VP, eps_of_mixture(VP), lambda: normal(seed, next(attempts), torch.tensor([0]), (3,), EXACT)[0].tolist()
+    )
+    truth, accepted, rejected = written_out(attempt, VP, None, x, -1.0, -0.02, 0.01, 0.9, 0.05, 0.01, control)
+    start = torch.tensor([x], dtype=EXACT)
+    out = sample_adaptive(
+        Elements(mixture()).model(VP), (1, 3), method="sde", control=control, noise="independent", rtol=0.05, atol=0.01,
+        start=start, seed=seed, final="none",
+    )  # fmt: skip
+    assert out.x[0].tolist() == pytest.approx(truth, rel=1e-10, abs=1e-10)
+    assert (out.accepted.item(), out.rejected.item()) == (accepted, rejected)
+    assert rejected > 0
+
+
+class Elements:
+    """A 1-D target for each element of an event."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def model(self, process):
+        inner = self.target.model(process)
+
+        def net(x, t):
+            times = t.repeat_interleave(x[0].numel(), output_size=x.numel())
+            return inner.eps(x.reshape(-1, 1), times).reshape(x.shape)
+
+        return sk.ScoreModel(net, process)
+
+
+# --- accuracy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ODE)
+def test_the_error_falls_in_proportion_to_the_tolerance(method):
+    start = torch.linspace(-2, 2, 17, dtype=EXACT)[:, None]
+    truth = torch.tensor(exact_flow(start[:, 0].numpy(), 1.0, 0.02, VP))
+    errors = []
+    for tol in (1e-2, 1e-3, 1e-4):
+        out = sample_adaptive(
+            mixture().model(VP), (17, 1), method=method, rtol=tol, atol=tol, start=start, final="none"
+        )
+        errors.append((out.x[:, 0] - truth).abs().max().item())
+        assert errors[-1] < 10 * tol
+    slope = math.log10(errors[0] / errors[-1]) / 2
+    assert 0.8 < slope < 1.2
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("method", ODE)
+def test_gaussian_data_follow_the_exact_flow_under_every_process(method, process):
+    mean = torch.tensor([1.0, -0.5, 0.2], dtype=EXACT)
+    cov = torch.tensor([[1.0, 0.3, 0.0], [0.3, 0.5, 0.1], [0.0, 0.1, 0.05]], dtype=EXACT)
+    target = Gaussian(mean, cov)
+    start = target.sample(6, seed=1, t=process.t_max, process=process)
+    truth = target.flow_map(start, process.t_max, process.t_min, process)
+    for tol in (1e-2, 1e-4):
+        out = sample_adaptive(
+            target.model(process), (6, 3), method=method, rtol=tol, atol=tol, start=start, final="none"
+        )
+        assert (out.x - truth).abs().max() < 20 * tol
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_looser_tolerance_takes_fewer_evaluations(method):
+    model = mixture().model(VP)
+    loose, tight = (sample_adaptive(model, (8, 1), method=method, rtol=t, atol=t, seed=0).nfe for t in (0.1, 0.02))
+    assert (loose < tight).all()
+
+
+def gaussian_run(n, noise, tol, **arguments):
+    """Standardised samples at t_min of data N(1, ¼²) in 4 dimensions, from the true p_T."""
+    target = Gaussian(torch.ones(4, dtype=EXACT), torch.eye(4, dtype=EXACT) / 16)
+    start = target.sample(n, seed=5, t=1.0, process=VP)
+    out = sample_adaptive(
+        target.model(VP), (n, 4), method="sde", noise=noise, rtol=tol, atol=tol / 4, start=start, seed=2, final="none",
+        **arguments,
+    )  # fmt: skip
+    alpha, sigma = VP.alpha(0.02), VP.sigma(0.02)
+    return (out.x - alpha) / math.hypot(alpha / 4, sigma), out
+
+
+def test_the_sde_method_has_the_mean_and_the_variance_of_gaussian_data():
+    x, out = gaussian_run(1000, "brownian", 0.05)
+    assert out.rejected.double().mean() > 5  # rejected steps are what could bias it
+    assert abs(x.mean().item()) < 3.5 / math.sqrt(x.numel())
+    assert abs(x.var().item() - 1) < 3.5 * math.sqrt(2 / x.numel())
+
+
+def test_redrawn_noise_is_biased_where_steps_are_rejected():
+    # so that the test above is seen to be able to fail
+    x, _ = gaussian_run(1000, "independent", 0.05)
+    assert abs(x.mean().item()) > 5 / math.sqrt(x.numel())
+
+
+def test_the_sde_method_converges_to_the_solution_on_its_brownian_path():
+    target = GaussianMixture(torch.tensor([[-0.8], [0.2], [0.7]], dtype=EXACT), 0.5, torch.tensor([0.3, 0.5, 0.2]))
+    common = {"seed": 3, "noise": "brownian", "final": "none", "dtype": EXACT}
+    truth = sk.sample(target.model(VP), (32, 1), solver="dpmpp-2m-sde", steps=600, **common).x
+    errors = []
+    for tol in (0.1, 0.02, 0.004):
+        out = sample_adaptive(target.model(VP), (32, 1), method="sde", rtol=tol, atol=tol, **common)
+        errors.append((out.x - truth).square().mean().sqrt().item())
+    # the noise is additive: strong order 1, and E ~ h^1.5, so that the error goes like tolerance^(2/3)
+    slope = math.log(errors[0] / errors[-1]) / math.log(25)
+    assert 0.45 < slope < 0.9
+    assert errors[-1] < 0.05
+
+
+def test_per_sample_paths_are_those_of_the_noise_module():
+    places = torch.tensor([-39.0, -4.7, -0.5, 0.0, 0.0, 1e-4, 2.0, 37.3], dtype=EXACT)
+    samples = torch.arange(3, 3 + len(places))
+    both = paths(9, places, samples, (2, 3), EXACT)
+    for i, place in enumerate(places.tolist()):
+        assert torch.allclose(both[i : i + 1], path(9, place, samples[i : i + 1], (2, 3), EXACT), rtol=0, atol=1e-12)
+
+
+# --- each sample by itself ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float32) for name in PROCESSES), ("VP", EXACT), ("Flow", EXACT)]
+)
+def test_a_sample_does_not_depend_on_its_batch_mates(method, name, dtype):
+    model = sk.ScoreModel(elementwise, PROCESSES[name])
+    shift = torch.linspace(-0.5, 0.5, 13, dtype=dtype)
+    common = {"method": method, "rtol": 0.1, "atol": 0.05, "seed": 4, "dtype": dtype, "shift": shift}
+    whole = sample_adaptive(model, (13, 3), **common)
+    split = sample_adaptive(model, (13, 3), batch_size=5, **common)
+    assert whole.seed == split.seed == 4
+    for part in ("x", "nfe", "accepted", "rejected"):
+        assert torch.equal(getattr(whole, part), getattr(split, part)), part
+    assert len(set(whole.nfe.tolist())) > 1  # they do take different steps
+
+
+@pytest.mark.parametrize("method", ODE)
+def test_an_order_of_the_samples_is_kept(method):
+    start = torch.linspace(-3, 3, 19, dtype=EXACT)[:, None].expand(19, 5).contiguous()
+    model = sk.ScoreModel(elementwise, VP)
+    there = sample_adaptive(model, (19, 5), method=method, start=start)
+    back = sample_adaptive(model, (19, 5), method=method, start=start.flip(0))
+    assert torch.equal(there.x, back.x.flip(0))
+    assert torch.equal(there.nfe, back.nfe.flip(0))
+
+
+def test_values_do_not_depend_on_their_place_in_a_vector():
+    values = torch.linspace(-4, 4, 77, dtype=EXACT)
+    for process in PROCESSES.values():
+        together = lanewise(process.t_of_half_log_snr, values)
+        assert torch.equal(together, torch.cat([lanewise(process.t_of_half_log_snr, v) for v in values.split(1)]))
+
+
+def test_a_sample_of_another_kind_costs_the_others_nothing_and_loses_nothing():
+    # 31 samples of data with std 0.02, whose ε hardly bends, and one with std 1
+    narrow, wide = (Gaussian(torch.zeros(8, dtype=EXACT), s**2 * torch.eye(8, dtype=EXACT)) for s in (0.02, 1.0))
+    other = torch.arange(32) == 5
+    start = normal(0, 0, torch.arange(32), (8,), EXACT)
+    truth = torch.where(other[:, None], wide.flow_map(start, 1.0, 0.02, VP), narrow.flow_map(start, 1.0, 0.02, VP))
+    models = [target.model(VP) for target in (narrow, wide)]
+
+    def net(x, t, which):
+        return torch.where(which[:, None], models[1].eps(x, t), models[0].eps(x, t))
+
+    def joint_net(x, t):  # the whole batch as one sample, and so with one step size
+        return net(x[0], t.expand(32), other)[None]
+
+    common = {"method": "dpm-solver-12", "rtol": 1e-3, "atol": 1e-3, "final": "none"}
+    each = sample_adaptive(sk.ScoreModel(net, VP), (32, 8), start=start, which=other, **common)
+    joint = sample_adaptive(sk.ScoreModel(joint_net, VP), (1, 32, 8), start=start[None], **common)
+    worst, worst_joint = ((x - truth).square().mean(1).sqrt().max() for x in (each.x, joint.x[0]))
+    assert worst_joint > 3 * worst
+    assert joint.nfe.item() > 1.5 * each.nfe.double().mean()
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_others():
+    model = sk.ScoreModel(elementwise, VP)
+    common = {"method": "sde", "rtol": 0.5, "atol": 0.2}
+    first, again, other = (sample_adaptive(model, (5, 2), seed=seed, **common) for seed in (1, 1, 2))
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, other.x)
+    drawn = sample_adaptive(model, (5, 2), **common)
+    assert torch.equal(drawn.x, sample_adaptive(model, (5, 2), seed=drawn.seed, **common).x)
+
+
+# --- what it counts, where it looks, where it runs ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("final", ["denoise", "none"])
+def test_evaluations_are_counted_for_each_sample(method, final):
+    counts = torch.zeros(9, dtype=torch.long)
+
+    def net(x, t, number):
+        counts.index_add_(0, number, torch.ones_like(number))
+        return elementwise(x, t)
+
+    model, rtol = sk.ScoreModel(net, VP), 0.3 if method == "sde" else 1e-3
+    out = sample_adaptive(
+        model, (9, 2), method=method, final=final, control="i", rtol=rtol, seed=0, batch_size=5, number=torch.arange(9)
+    )
+    assert torch.equal(out.nfe, counts)
+    assert out.rejected.sum() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float32) for name in PROCESSES), ("VP", EXACT), ("Flow", EXACT)]
+)
+def test_no_time_is_outside_the_range(method, name, dtype):
+    process, seen = PROCESSES[name], []
+
+    def net(x, t):
+        seen.extend(t.tolist())
+        return elementwise(x, t)
+
+    sample_adaptive(sk.ScoreModel(net, process), (3, 2), method=method, rtol=0.3, atol=0.3, seed=0, dtype=dtype)
+    assert process.t_min <= min(seen) <= max(seen) <= process.t_max
+    assert seen[0] == pytest.approx(process.t_max, rel=1e-6)
+    assert seen[-1] == pytest.approx(process.t_min, rel=1e-6)  # the denoising
+
+
+def test_it_starts_where_sample_starts_and_ends_with_the_denoised_state():
+    model = mixture(dtype=torch.float32).model(VP)
+    starts = []
+    sample_adaptive(sk.ScoreModel(lambda x, t: starts.append(x) or x, VP), (4, 1), seed=8)
+    states = sk.sample(model, (4, 1), solver="ddim", steps=2, seed=8, keep="all")
+    assert torch.equal(starts[0], states.trajectory[0])
+    last = sample_adaptive(model, (4, 1), seed=8, final="none").x
+    assert torch.allclose(sample_adaptive(model, (4, 1), seed=8).x, model.x0(last, 0.02), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_device_the_host_reads_once_a_round(method):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) / 6)
+            self.labels = torch.nn.Parameter(torch.randn(3, 6, generator=torch.Generator().manual_seed(1)))
+
+        def forward(self, x, t, label):
+            shift = self.labels[label] + torch.sin(t[:, None])
+            return torch.tanh(x.flatten(1) @ self.weight + shift).reshape(x.shape)
+
+    label = torch.tensor([0, 1, 2, 1, 0])
+    common = {"method": method, "seed": 3, "batch_size": 3, "rtol": 0.5, "atol": 0.1}
+    here = sample_adaptive(sk.ScoreModel(Net(), sk.VP()), (5, 2, 3), label=label, **common)
+    with simgpu.device() as gpu:
+        model, label = sk.ScoreModel(Net().to(gpu.device), sk.VP()), label.to(gpu.device)
+        gpu.reset()
+        there = sample_adaptive(model, (5, 2, 3), label=label, **common)
+        reads = gpu.host_reads
+        assert there.x.device.type == "simgpu"
+        assert torch.equal(here.x, there.x.cpu())
+    assert torch.equal(here.nfe, there.nfe)
+    tries = (here.accepted + here.rejected).tolist()
+    assert reads == max(tries[:3]) + max(tries[3:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_cuda(method):
+    # a Brownian path shows in z how the device rounded h: path by path, runs there and here agree to the tolerance only
+    common = {"method": method, "noise": "independent", "seed": 3, "dtype": EXACT}
+    here = sample_adaptive(sk.ScoreModel(elementwise, VP), (5, 3), **common)
+    there = sample_adaptive(sk.ScoreModel(elementwise, VP), (5, 3), device="cuda", **common)
+    assert torch.allclose(here.x, there.x.cpu(), rtol=1e-6, atol=1e-6)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def broken_for_sample_2(x, t, number, bad):
+    return torch.where(((t < 0.5) & (number == 2))[:, None], bad, elementwise(x, t))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_is_not_finite_stops_the_run_and_says_where(method, bad):
+    model, where = sk.ScoreModel(broken_for_sample_2, VP), r"t=0\.[45]\d* with a next step of \S*e-\d+ in"
+    with pytest.raises(ValueError, match=rf"sample 2 got no further than {where} .*is the network finite there"):
+        sample_adaptive(
+            model, (4, 2), method=method, rtol=0.3, atol=0.3, seed=0, number=torch.arange(4), bad=bad, batch_size=3
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_papers_control_ends_too_where_the_network_is_not_finite(method):
+    # it grows without bound after a short step, and so may try to pass the place until the evaluations are used up
+    with pytest.raises(ValueError, match="sample 2 got no further than"):
+        sample_adaptive(
+            sk.ScoreModel(broken_for_sample_2, VP), (4, 2), method=method, control="i", rtol=0.3, atol=0.3, seed=0,
+            number=torch.arange(4), bad=math.nan, max_nfe=300,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_into_infinity_is_rejected_and_tried_again_shorter(method):
+    broken = []
+
+    def net(x, t):
+        # infinite at the first look beyond t = 0.9, as where a step that is too long leaves the network's range
+        first = not broken and bool((t < 0.9).any())
+        broken.extend([True] * first)
+        return elementwise(x, t) + (math.inf if first else 0.0)
+
+    out = sample_adaptive(sk.ScoreModel(net, VP), (1, 2), method=method, seed=0)
+    assert broken == [True]
+    assert out.x.isfinite().all()
+    assert out.rejected.item() >= 1
+
+
+def test_a_budget_that_does_not_suffice_says_where_it_ended():
+    with pytest.raises(
+        ValueError,
+        match=r"sample \d got no further than t=0\.\d+ with a next step of 0\.\d+ in half_log_snr: max_nfe=60",
+    ):
+        sample_adaptive(mixture().model(VP), (3, 1), rtol=1e-6, atol=1e-6, max_nfe=60, seed=0, dtype=EXACT)
+    out = sample_adaptive(mixture().model(VP), (3, 1), rtol=1e-3, atol=1e-3, seed=0, dtype=EXACT)
+    enough = out.nfe.max().item()
+    assert (
+        sample_adaptive(
+            mixture().model(VP), (3, 1), rtol=1e-3, atol=1e-3, seed=0, dtype=EXACT, max_nfe=enough
+        ).nfe.max()
+        == enough
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "dpm-solver12"}, "unknown method 'dpm-solver12': did you mean 'dpm-solver-12'"),
+        ({"control": "pid"}, "unknown control 'pid': did you mean 'pi'"),
+        ({"method": "sde", "noise": "brown"}, "unknown noise 'brown': did you mean 'brownian'"),
+        ({"final": "denoised"}, "unknown final 'denoised': did you mean 'denoise'"),
+        ({"rtol": -0.1}, "rtol=-0.1: it must be at least 0"),
+        ({"atol": math.nan}, "atol=nan: it must be at least 0 and finite"),
+        ({"rtol": 0.0, "atol": 1e-9}, "with torch.float32 one of them must be at least"),
+        ({"max_nfe": 3}, "max_nfe=3: it must be a whole number of at least 4; 'dpm-solver-23' needs"),
+        ({"batch_size": 0}, "batch_size=0: it must be a whole number of at least 1"),
+        ({"dtype": torch.bfloat16}, "dtype=torch.bfloat16: the state must be float32 or float64"),
+        ({"start": torch.zeros(2, 2)}, r"start has shape \[2, 2\], shape says \[3, 2\]"),
+        ({"rtoll": 0.1}, "unknown argument of sample_adaptive or of the network 'rtoll': did you mean 'rtol'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample_adaptive(sk.ScoreModel(lambda x, t: x, VP), (3, 2), **arguments)
+
+
+def test_noise_beyond_the_reach_of_the_path_is_refused():
+    process = sk.VE(sigma_min=1e-20, sigma_max=1.0)
+    with pytest.raises(ValueError, match=r"noise='brownian' serves half_log_snr from -40\.0 to 40\.0, the run goes"):
+        sample_adaptive(sk.ScoreModel(elementwise, process), (2, 2), method="sde")
+
+
+def test_progress_is_shown(capsys):
+    sample_adaptive(sk.ScoreModel(elementwise, VP), (3, 2), seed=0, progress=True)
+    assert "100%" in capsys.readouterr().err
