@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdekit import data, divergence, metrics, nn, solvers, targets
+    from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.fitting import fit_ays, fit_gits
     from sdekit.grid import Grid, table_times
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sdekit.sampling import Solution, march, sample
 
 _NAMES = {
+    "adaptive": ("AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
     "fitting": ("fit_ays", "fit_gits"),
     "grid": ("Grid", "table_times"),
@@ -31,9 +33,10 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
 
 __all__ = [
-    "VE", "VP", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process", "Quantization",
-    "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode", "fit_ays",
-    "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "solvers", "table_times", "targets",
+    "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process",
+    "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode",
+    "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "sample_adaptive", "solvers",
+    "table_times", "targets",
 ]  # fmt: skip
 
 
