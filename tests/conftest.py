@@ -13,6 +13,10 @@ install_import_hook("sdekit", "beartype.beartype(conf=beartype.BeartypeConf(is_p
 
 torch.set_num_threads(1)
 
+from sdekit.testing import simgpu  # noqa: E402 - after the hook that checks its signatures
+
+simgpu.register()  # before any test's backward pass: autograd counts the devices at the first
+
 _common = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("local", _common)
 settings.register_profile("ci", _common, derandomize=True, print_blob=True)

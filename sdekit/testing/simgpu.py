@@ -17,7 +17,7 @@ Reads that torch does not mark (``histc`` without a range, ``linalg.eig``) are n
 in-place changes of shape raise; weights are saved from ``.cpu()``.
 
 The device's name stays registered with torch for the life of the process, and ``torch.accelerator`` then names it:
-use it in tests, not in programs. It rests on an experimental interface of torch; tested with torch 2.13.
+use it in tests, not in programs, and ``register`` it before the session's first backward pass. It rests on an experimental interface of torch; tested with torch 2.13.
 
 >>> import torch
 >>> from sdekit.testing import simgpu
@@ -307,7 +307,7 @@ def device() -> Generator[Simulation, None, None]:
     Traceback (most recent call last):
     RuntimeError: aten.addmm: a CPU tensor of shape [3, 2] meets simgpu tensors; all must be on the same device
     """
-    _register()
+    register()
     # autograd's thread for the device would outlive the interpreter
     with torch.autograd.set_multithreading_enabled(False), Simulation() as gpu:
         yield gpu
@@ -354,8 +354,15 @@ def _kernel(func: Any) -> Callable[..., Any]:
 
 
 @cache
-def _register() -> torch.library.Library:
-    """Make the device known to torch, once; the registrations last as long as what is returned."""
+def register() -> torch.library.Library:
+    """Make the device known to torch, once; the registrations last as long as what is returned.
+
+    ``device`` does it. Call it at the start of a test session, before any backward pass: autograd counts the devices at
+    its first, and later refuses one that it did not know.
+
+    >>> register() is register()
+    True
+    """
     _setup_privateuseone_for_python_backend(_NAME, backend_module=_backend)
     copy, library = _kernel(aten.copy_.default), torch.library.Library("aten", "IMPL")
     for func in _KERNELS:
