@@ -16,8 +16,9 @@ What it does not: speed, memory, streams, how another device's kernels round, or
 Reads that torch does not mark (``histc`` without a range, ``linalg.eig``) are not counted. Autocast, pinned memory and
 in-place changes of shape raise; weights are saved from ``.cpu()``.
 
-The device's name stays registered with torch for the life of the process, and ``torch.accelerator`` then names it:
-use it in tests, not in programs, and ``register`` it before the session's first backward pass. It rests on an experimental interface of torch; tested with torch 2.13.
+The device's name stays registered with torch for the life of the process, and ``torch.accelerator`` then names it: use
+it in tests, not in programs, and ``register`` it before the session's first backward pass. It rests on an experimental
+interface of torch; tested with torch 2.13.
 
 >>> import torch
 >>> from sdekit.testing import simgpu
