@@ -3,7 +3,9 @@
 from sdekit.likelihood.bounds import KINDS, Elbo, elbo
 from sdekit.likelihood.density import DEQUANTISATIONS, LogLikelihood, StdErr, log_prob
 from sdekit.likelihood.quantization import DIGITS, Quantization
+from sdekit.likelihood.record import measure
 
 __all__ = [
     "DEQUANTISATIONS", "DIGITS", "KINDS", "Elbo", "LogLikelihood", "Quantization", "StdErr", "elbo", "log_prob",
+    "measure",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,20 +68,17 @@ VARIABLES: dict[str, Variable] = {
 
 
 @dataclass(frozen=True)
-class _At:
-    """Coefficients at one u, each [m]: dy/du = linear y + network F, div(dy/du) = linear D + volume div F."""
+class At:
+    """Coefficients at one u, t [m] and the others [m, 1]: dy/du = linear y + network F, s = √(α² + σ²)."""
 
     t: Tensor
     scale: Tensor
     linear: Tensor
     network: Tensor
     volume: Tensor
-    rate: Tensor
-    sin: Tensor
-    cos: Tensor
-
-    def __getitem__(self, stage: int) -> _At:
-        return _At(*(getattr(self, name)[stage] for name in self.__dataclass_fields__))
+    """The factor of div F in div(dy/du)/D."""
+    slope: Tensor
+    """cot θ (dθ/du)⁻¹, the factor of dy/du in −∇ log p(y)."""
 
 
 @dataclass(frozen=True)
@@ -99,36 +97,41 @@ class Field:
         """D, the number of elements of one event."""
         return self.event.numel()
 
-    def at(self, u: Tensor) -> _At:
-        """The coefficients at u, of any shape: computed in u's dtype, returned in the state's."""
-        low, high = inside(self.process, self.dtype)
-        t = self.variable.to_t(self.process, u).clamp(low, high)
-        sin, cos = _sin_cos(self.process, t)
-        scale = torch.hypot(self.process.alpha(t), self.process.sigma(t))
-        rate = self.variable.angle_rate(self.process, t)
-        weights = (torch.as_tensor(c, dtype=t.dtype, device=t.device) for c in convert(self.kind, "v", self.process, t))
-        c_x, c_F = weights  # noqa: N806
-        values = (t, scale, rate * c_x, rate * c_F / scale, rate * c_F, rate, sin, cos)
-        return _At(*(value.expand(t.shape).to(self.dtype) for value in values))
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The times that the network may be told."""
+        return inside(self.process, self.dtype)
 
-    def __call__(self, at: _At, z: Tensor, rows: Tensor | None = None) -> Tensor:
+    def at(self, u: Tensor) -> list[At]:
+        """The coefficients at u [stages, m], a list over the stages: computed in u's dtype, returned in the state's."""
+        process = self.process
+        t = self.variable.to_t(process, u).clamp(*self.range)
+        alpha, sigma, rate = process.alpha(t), process.sigma(t), self.variable.angle_rate(process, t)
+        weights = (torch.as_tensor(c, dtype=t.dtype, device=t.device) for c in convert(self.kind, "v", process, t))
+        c_x, c_F = weights  # noqa: N806
+        scale, volume = torch.hypot(alpha, sigma), rate * c_F
+        values = torch.stack([scale, rate * c_x, volume / scale, volume / self.size, alpha / (sigma * rate)])
+        rows = values.to(self.dtype)[..., None].unbind(1)
+        return [At(time, *columns) for time, columns in zip(t.to(self.dtype).unbind(0), rows)]
+
+    def __call__(self, at: At, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """dz/du of z [m, D + probes]."""
-        y = z[:, : self.size]
-        x = (at.scale[:, None] * y).reshape(-1, *self.event)
-        F, divergence = self.evaluate(x, at.t.expand(len(z)), rows)  # noqa: N806
-        dy = at.linear[:, None] * y + at.network[:, None] * F.flatten(1)
+        tracked = z.shape[1] > self.size
+        y = z[:, : self.size] if tracked else z
+        F, divergence = self.evaluate((at.scale * y).view(-1, *self.event), at.t.expand(len(z)), rows)  # noqa: N806
+        dy = torch.addcmul(at.linear * y, at.network, F.flatten(1))
         if divergence is None:
             return dy
-        return torch.cat([dy, at.linear[:, None] + at.volume[:, None] * divergence / self.size], 1)
+        return torch.cat([dy, torch.addcmul(at.linear, at.volume, divergence)], 1)
 
-    def log_density_slope(self, at: _At, z: Tensor, dz: Tensor, error: Tensor) -> Tensor:
+    def log_density_slope(self, at: At, z: Tensor, dz: Tensor, error: Tensor) -> Tensor:
         """What a small error of z changes in the log density [m]: ∇ log p(y)·e_y + D e_integral.
 
         ∇ log p(y) = −ε/sin θ with ε = sin θ y + cos θ dy/dθ.
         """
         y, dy, e = (part[:, : self.size] for part in (z, dz, error))
-        score = -(y + (at.cos / (at.sin * at.rate))[:, None] * dy)
-        return (score * e).sum(1) + self.size * error[:, self.size :].mean(1)
+        minus_score = torch.addcmul(y, at.slope, dy)
+        return self.size * error[:, self.size :].mean(1) - (minus_score * e).sum(1)
 
 
 def inside(process: Process, dtype: torch.dtype) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def integrate(
     t1: float,
     *,
     method: str | Solver = "per-sample",
-    variable: str = "angle",
+    variable: str = "half-log-snr",
     rtol: float = 1e-5,
     atol: float = 1e-5,
     steps: int | None = None,
@@ -54,7 +54,7 @@ def integrate(
     gradients: str = "none",
     max_attempts: int = 1000,
     options: Mapping[str, Any] | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: tuple[str, Evaluate] | None = None,
     probes: int = 0,
     **conditions: Any,
 ) -> Path:
@@ -67,13 +67,14 @@ def integrate(
             with ``steps`` equal steps in u and no read by the host; a method of torchdiffeq; or a deterministic solver
             of the registry (its name, or a ``Solver`` where torchdiffeq has the name too), run in either direction.
             ``"explicit_adams"`` is of order 4 unless ``options`` say otherwise.
-        variable: the integration variable u, a name in ``VARIABLES``; ``"angle"`` takes the fewest evaluations.
+        variable: the integration variable u, a name in ``VARIABLES``. ``"angle"`` needs fewer evaluations on
+            closed-form targets; networks that are told λ or log σ change fast in it near both ends.
         rtol, atol: tolerances of the adaptive methods, for y = x/√(α² + σ²).
         steps: the number of steps of the fixed-step methods, equal in u; of a solver of the registry, on ``grid``.
         gradients: ``"none"``; ``"direct"`` through every step; ``"adjoint"`` by torchdiffeq's adjoint equation.
         max_attempts: the most steps that one sample may try before the solve is given up.
         options: more options for torchdiffeq's method.
-        evaluate, probes: the network and its divergences (``likelihood`` gives them).
+        evaluate, probes: what the network predicts, itself and its divergences (``likelihood`` gives them).
         conditions: passed to the network.
 
     Raises ValueError for unknown names, times outside the range, tolerances that the state's dtype cannot reach, and a
@@ -95,8 +96,8 @@ def integrate(
             _refuse(gradients == "adjoint" or probes > 0, rule.name, "has no adjoint and no divergence")
             return _run_plan(rule, model, x, t0, t1, steps, grid, conditions)
         kind = getattr(model, "predicts", "eps")
-        evaluate = evaluate or network(model, kind, len(x), conditions)
-        field = Field(process, lookup("variable", variable, VARIABLES), kind, evaluate, x.shape[1:], x.dtype)
+        kind, function = evaluate or (kind, network(model, kind, len(x), conditions))
+        field = Field(process, lookup("variable", variable, VARIABLES), kind, function, x.shape[1:], x.dtype)
         scale0, scale1 = (math.hypot(process.alpha(t), process.sigma(t)) for t in (t0, t1))
         z = torch.cat([(x / scale0).flatten(1), x.new_zeros(len(x), probes)], 1)
         ends: tuple[float, float] = (field.variable.of_t(process, float(t0)), field.variable.of_t(process, float(t1)))

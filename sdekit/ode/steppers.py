@@ -96,7 +96,7 @@ def _fixed(field: Field, z: Tensor, ends: tuple[float, float], settings: Setting
     steps = settings.steps or 1
     knots = [ends[0] + (ends[1] - ends[0]) * i / steps for i in range(steps + 1)]
     nodes, h = _tensor(_NODES, z), torch.full((1,), (ends[1] - ends[0]) / steps, dtype=_clock(z), device=z.device)
-    slope = field(field.at(torch.full_like(h, ends[0])), z)
+    slope = field(field.at(torch.full_like(h, ends[0])[None])[0], z)
     total: Tensor | None = None
     for knot in knots[:-1]:
         step = _try_step(field, z, slope, torch.full_like(h, knot), h, nodes, None)
@@ -116,7 +116,7 @@ def _per_sample(field: Field, z: Tensor, ends: tuple[float, float], settings: Se
     nodes, ids = _tensor(_NODES, z), list(range(n))
     u = torch.full((n,), start, dtype=_clock(z), device=z.device)
     rows: Tensor | None = None
-    slope = field(field.at(u), z)
+    slope = field(field.at(u[None])[0], z)
     h = math.copysign(1.0, end - start) * _first_step(field, z, slope, settings, abs(end - start))
     memory = torch.ones_like(u)
     total, tiny = z.new_zeros(n), 1e-13 * max(abs(end), abs(start))
@@ -213,7 +213,7 @@ class _Called:
 
     def __call__(self, u: Tensor, z: Tensor) -> Tensor:
         self.calls, self.u = self.calls + 1, u
-        return self.field(self.field.at(u.detach().to(self.clock)[None]), z)
+        return self.field(self.field.at(u.detach().to(self.clock).reshape(1, 1))[0], z)
 
 
 def _torchdiffeq(

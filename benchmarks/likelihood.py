@@ -1,0 +1,207 @@
+"""What a log density costs and how wrong it is: sdekit beside the usual scipy RK45 on flat numpy.
+
+    python benchmarks/likelihood.py                  # the table; a few minutes
+    python benchmarks/likelihood.py --only accuracy  # accuracy, coverage, passes, overhead or digits
+
+accuracy: error against the true log density, exact trace, the true p_T as prior. coverage: how often the truth
+lies within ±2 standard errors. passes: drift and divergence against a bare forward of the digits U-Net. overhead: host
+cost of a solver step with a trivial network. digits: the whole likelihood of held-out digits at one achieved error.
+The baseline is written here in the manner of score_sde: the state flattened to float64 numpy, solve_ivp, one gradient
+of Σ v·f for the divergence, one step size for the batch, in t. All on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+import sdekit as sk
+from sdekit.divergence import divergence, draw_probes
+from sdekit.likelihood import log_prob
+from sdekit.targets import Empirical, Gaussian, GaussianMixture, Target
+
+PROCESSES = (sk.VP(), sk.SubVP(), sk.VE())
+
+
+def gaussian(size: int) -> Gaussian:
+    generator = torch.Generator().manual_seed(size)
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return Gaussian(torch.randn(size, generator=generator).double() / 4, root @ root.T / size + 0.01 * torch.eye(size))
+
+
+def mixture(size: int) -> GaussianMixture:
+    return GaussianMixture(torch.randn(8, size, generator=torch.Generator().manual_seed(size)).double(), 0.3)
+
+
+def digits_mixture() -> Empirical:
+    from sdekit.data import digits
+
+    return Empirical(digits().train.double(), 0.1)
+
+
+def accuracy(large: bool) -> None:
+    print("\naccuracy: largest error in bits/dim, exact trace\n"
+          f"{'target':22}{'process':8}{'float32, default':>18}{'NFE':>6}{'float64, 1e-10':>18}{'NFE':>6}")  # fmt: skip
+    targets: list[tuple[str, Target, int]] = [
+        ("Gaussian, D = 2", gaussian(2), 64), ("Gaussian, D = 64", gaussian(64), 16),
+        ("mixture, D = 2", mixture(2), 64), ("mixture, D = 64", mixture(64), 16),
+        ("digits mixture", digits_mixture(), 4),
+    ]  # fmt: skip
+    if large:
+        targets.append(("Gaussian, D = 3072", gaussian(3072), 1))
+    for name, target, n in targets:
+        for process in PROCESSES:
+            x = target.sample(n, t=process.t_min, process=process)
+            cells = []
+            for dtype, tolerances in ((torch.float32, {}), (torch.float64, {"rtol": 1e-10, "atol": 1e-10})):
+                if tolerances and x[0].numel() > 1000:
+                    continue
+                y = x.to(dtype)
+                found = log_prob(
+                    target.model(process), y, divergence="exact", chunk_size=64, **tolerances,
+                    prior=lambda z, target=target, process=process: target.log_prob(z, process.t_max, process),
+                )  # fmt: skip
+                error = (found.nats.double() - target.log_prob(y.double(), process.t_min, process)).abs().max().item()
+                cells.append(f"{error / x[0].numel() / math.log(2):18.1e}{found.nfe.double().mean():6.0f}")
+            print(f"{name:22}{type(process).__name__:8}{''.join(cells)}", flush=True)
+
+
+def coverage() -> None:
+    process = sk.VP()
+    print("\ncoverage: truth within ±2 standard errors, 500 seeds, 16 probes (93.6% for normal estimates)")
+    for name, target in (
+        ("mixture, D = 2", mixture(2)),
+        ("mixture, D = 64", mixture(64)),
+        ("digits", digits_mixture()),
+    ):
+        x = target.sample(1, t=process.t_min, process=process)
+        many = x.expand(500, *x.shape[1:])
+        for distribution in ("rademacher", "gaussian"):
+            found = log_prob(
+                target.model(process), many, probes=16, distribution=distribution, rtol=1e-4, atol=1e-4,
+                prior=lambda z, target=target: target.log_prob(z, process.t_max, process),
+            )  # fmt: skip
+            error = found.nats - target.log_prob(many, process.t_min, process)
+            inside = (error.abs() < 2 * found.stderr.probes).double().mean().item()
+            spread = error.std().item() / x[0].numel() / math.log(2)
+            print(
+                f"{name:22}{distribution:12}{100 * inside:6.1f}%   one standard error {spread:.1e} bits/dim", flush=True
+            )
+
+
+def best(run: Callable[[], object], repeats: int) -> float:
+    times: list[float] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def passes(repeats: int) -> None:
+    from sdekit.nn import digits_model
+
+    model, x = digits_model(), torch.randn(64, 1, 8, 8)
+    t = torch.full((64,), 0.5)
+    forward = best(lambda: model.predict(model.predicts, x, t), repeats)
+    with torch.no_grad():
+        forward = min(forward, best(lambda: model.predict(model.predicts, x, t), repeats))
+        print(f"\npasses: digits U-Net, batch 64; a bare forward takes {1000 * forward:.1f} ms")
+        for mode in ("vjp", "jvp"):
+            for count in (1, 4):
+                v = draw_probes(x, count)
+                run = lambda v=v, mode=mode: divergence(  # noqa: E731
+                    lambda x: model.predict(model.predicts, x, t), x, v, mode=mode
+                )
+                print(f"{mode}, {count} probes: {best(run, repeats) / forward:.2f} × a forward", flush=True)
+
+
+def score_sde(model: sk.ScoreModel, x: Tensor, tolerance: float, seed: int = 0) -> tuple[Tensor, int]:
+    """log p_{t_min}(x) and the number of evaluations, in the manner of score_sde's likelihood code."""
+    process, shape, size = model.process, x.shape, x[0].numel()
+    v = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(x) * 2 - 1
+
+    def slope(t: float, state: np.ndarray) -> np.ndarray:
+        sample = torch.from_numpy(state[: x.numel()].reshape(shape)).to(x)
+        times = torch.ones(shape[0]) * t
+        with torch.no_grad():
+            drift = model.flow(sample, times).numpy().reshape(-1)
+        with torch.enable_grad():
+            sample.requires_grad_(True)
+            (grad,) = torch.autograd.grad((model.flow(sample, times) * v).sum(), sample)
+        return np.concatenate([drift, (grad * v).flatten(1).sum(1).numpy()])
+
+    start = np.concatenate([x.numpy().reshape(-1), np.zeros(shape[0])])
+    solved = solve_ivp(slope, (process.t_min, process.t_max), start, rtol=tolerance, atol=tolerance, method="RK45")
+    z, change = np.split(solved.y[:, -1], [x.numel()])
+    z = torch.from_numpy(z.reshape(shape)) / process.prior_std
+    prior = -0.5 * z.square().flatten(1).sum(1) - size * math.log(process.prior_std * math.sqrt(2 * math.pi))
+    return prior + torch.from_numpy(change), solved.nfev
+
+
+def overhead(repeats: int) -> None:
+    model, x = sk.ScoreModel(lambda x, t: 0.1 * x, sk.VP()), torch.randn(16, 3, 8, 8)
+    found = log_prob(model, x)
+    ours = best(lambda: log_prob(model, x), repeats) / ((found.nfe.max().item() - 1) / 6)
+    fixed = best(lambda: log_prob(model, x, method="fixed", steps=20), repeats) / 20
+    _, nfe = score_sde(model, x, 1e-5)
+    theirs = best(lambda: score_sde(model, x, 1e-5), repeats) / ((nfe - 2) / 6)
+    print("\noverhead: µs per solver step of six evaluations, trivial network, 16×3×8×8")
+    for name, seconds in (("sdekit per-sample", ours), ("sdekit fixed", fixed), ("scipy RK45 on numpy", theirs)):
+        print(f"{name:22}{1e6 * seconds:10.0f}   {seconds / theirs:.2f} × scipy", flush=True)
+
+
+def digits_cost(n: int) -> None:
+    """Seconds at the loosest tolerance of each whose solver error is below 1e-3 bits/dim, the probes being the same."""
+    from sdekit.data import digits
+    from sdekit.nn import digits_model
+
+    model, x = digits_model(), digits().held_out[:n]
+    unit = x[0].numel() * math.log(2)
+    truth = log_prob(model, x, rtol=1e-6, atol=1e-6).nats
+    reference, _ = score_sde(model, x, 1e-7)
+    print(f"\ndigits: {n} held-out digits, one probe; the solver's error is against each one's own tight solve")
+    print(f"{'':22}{'tolerance':>10}{'seconds':>9}{'NFE':>6}{'mean error':>12}  bits/dim")
+    for tolerance in (1e-3, 3e-4, 1e-4, 3e-5, 1e-5):
+        start = time.perf_counter()
+        found = log_prob(model, x, rtol=tolerance, atol=tolerance)
+        seconds = time.perf_counter() - start
+        error = (found.nats - truth).abs().mean().item() / unit
+        print(
+            f"{'sdekit per-sample':22}{tolerance:10.0e}{seconds:9.1f}{found.nfe.double().mean():6.0f}{error:12.1e}",
+            flush=True,
+        )
+        start = time.perf_counter()
+        theirs, nfe = score_sde(model, x, tolerance)
+        seconds = time.perf_counter() - start
+        error = (theirs - reference).abs().mean().item() / unit
+        print(f"{'scipy RK45 on numpy':22}{tolerance:10.0e}{seconds:9.1f}{nfe:6.0f}{error:12.1e}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=["accuracy", "coverage", "passes", "overhead", "digits"])
+    parser.add_argument("--large", action="store_true", help="accuracy at D = 3,072 too, in float32")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=256, help="digits in the last table")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    parts = {
+        "accuracy": lambda: accuracy(options.large), "coverage": coverage, "passes": lambda: passes(options.repeats),
+        "overhead": lambda: overhead(options.repeats), "digits": lambda: digits_cost(options.samples),
+    }  # fmt: skip
+    for name, part in parts.items():
+        if options.only in (None, name):
+            part()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The likelihood of a data set, batch by batch, in a file that a run goes on from: what ``sdekit likelihood`` calls."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sdekit.likelihood.density import log_prob
+from sdekit.likelihood.quantization import Quantization
+from sdekit.sampling import Model
+from sdekit.solvers.registry import check_count
+
+_ERRORS = ("probes", "solver", "dequantisation")
+
+
+def measure(
+    model: Model,
+    x: Float[Tensor, "n *event"],
+    out: str | os.PathLike[str],
+    *,
+    quantization: Quantization,
+    batch_size: int = 64,
+    progress: Callable[[str, int, int], None] | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Bits/dim of every sample of x, as one JSON record; written to ``out``/likelihood.json.
+
+    Each finished batch is a line of ``out``/batches.jsonl. A run that was stopped goes on after the last whole line;
+    its result is the same, since a sample's random numbers depend on its place in x alone.
+
+    Args:
+        arguments: those of ``log_prob``, as JSON values.
+
+    Raises ValueError where ``out`` holds batches of other arguments or data of another length.
+
+    >>> import tempfile
+    >>> from sdekit import VP, targets
+    >>> q = Quantization(bins=8, scale=0.25)
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> x = q.values(torch.tensor([[3, 4], [5, 2], [4, 4]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     record = measure(target.model(VP()), x, folder, quantization=q, batch_size=2)
+    >>> record["samples"], 1 < record["bits_per_dim"] < 4
+    (3, True)
+    """
+    check_count("batch_size", batch_size, 1, "it is how many samples are solved at once")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"samples": len(x), "batch_size": batch_size, "quantization": vars(quantization).copy(), **arguments}
+    lines = _finished(folder / "batches.jsonl", about)
+    with (folder / "batches.jsonl").open("a") as file:
+        for first in range(len(lines) * batch_size, len(x), batch_size):
+            found = log_prob(model, x[first : first + batch_size], quantization=quantization, first=first, **arguments)
+            unit = x[0].numel() * math.log(2)
+            line = {
+                "bits_per_dim": found.bits_per_dim.tolist(),
+                **{name: _numbers(getattr(found.stderr, name) / unit) for name in _ERRORS},
+                "nfe": found.nfe.tolist(),
+            }
+            lines.append(line)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if progress is not None:
+                progress("log density", min(first + batch_size, len(x)), len(x))
+    record = {**about, **_summary(lines)}
+    (folder / "likelihood.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    """JSON has no NaN: null stands for an error that is not known."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _finished(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batches of an earlier run; the file's first line says of what run. A line cut short by a kill is dropped."""
+    whole: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if text.endswith("\n"):
+            whole.append(json.loads(text))
+    if whole and whole[0] != json.loads(json.dumps(about)):
+        raise ValueError(
+            f"out={str(path.parent)!r} holds a run with other arguments: {whole[0]}; choose another folder"
+        )
+    kept = whole or [about]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept[1:]
+
+
+def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard errors, as ``LogLikelihood.summary`` has them."""
+    whole = {
+        name: torch.tensor([math.nan if v is None else v for line in lines for v in line[name]], dtype=torch.float64)
+        for name in lines[0]
+    }
+    bits, n = whole["bits_per_dim"], len(whole["bits_per_dim"])
+    random = {f"error_{name}": whole[name].square().mean().sqrt().item() / math.sqrt(n)
+              for name in ("probes", "dequantisation")}  # fmt: skip
+    return {
+        "bits_per_dim": bits.mean().item(),
+        "standard_error": bits.std().item() / math.sqrt(n) if n > 1 else None,
+        **{name: None if math.isnan(value) else value for name, value in random.items()},
+        "error_solver": _numbers(whole["solver"].mean()[None])[0],
+        "nfe": whole["nfe"].mean().item(),
+    }

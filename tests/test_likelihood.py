@@ -1,0 +1,341 @@
+"""Log densities and bounds against distributions whose density is known."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+import sdekit as sk
+from sdekit.likelihood import DIGITS, KINDS, Quantization, elbo, log_prob, measure
+from sdekit.testing import simgpu
+
+EXACT = [sk.VP(), sk.SubVP(), sk.VE()]
+
+
+def gaussian(size):
+    generator = torch.Generator().manual_seed(size)
+    root = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    mean = torch.randn(size, dtype=torch.float64, generator=generator) / 4
+    return sk.targets.Gaussian(mean, root @ root.T / size + 0.01 * torch.eye(size))
+
+
+def mixture(size):
+    means = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    return sk.targets.GaussianMixture(means, 0.3)
+
+
+def true_prior(target, process):
+    return lambda z: target.log_prob(z, process.t_max, process)
+
+
+def state(target, process, n):
+    return target.sample(n, t=process.t_min, process=process)
+
+
+@pytest.mark.parametrize("process", EXACT, ids=lambda process: type(process).__name__)
+@pytest.mark.parametrize("make", [gaussian, mixture])
+@pytest.mark.parametrize("size", [2, 64])
+def test_exact_trace_gives_the_true_density(make, size, process):
+    target = make(size)
+    x = state(target, process, 4)
+    model, prior = target.model(process), true_prior(target, process)
+    unit = size * math.log(2)
+    single = log_prob(model, x.float(), divergence="exact", chunk_size=64, prior=prior)
+    truth = target.log_prob(x.float().double(), process.t_min, process)
+    assert ((single.nats - truth).abs() / unit).max() < 1e-4
+    double = log_prob(model, x, divergence="exact", chunk_size=64, prior=prior, rtol=1e-10, atol=1e-10)
+    error = (double.nats - target.log_prob(x, process.t_min, process)).abs()
+    assert (error / unit).max() < 1e-8
+    assert (error < 3 * double.stderr.solver).all()
+
+
+@pytest.mark.parametrize("method", ["per-sample", "fixed", "dopri5", "rk4"])
+@pytest.mark.parametrize("variable", ["angle", "half-log-snr", "t"])
+def test_every_way_to_integrate(method, variable):
+    process, target = sk.VP(), gaussian(3)
+    x = state(target, process, 3)
+    steps = {"fixed": 60, "rk4": 200}.get(method)
+    found = log_prob(
+        target.model(process), x, divergence="exact", prior=true_prior(target, process), method=method,
+        variable=variable, steps=steps, rtol=1e-7, atol=1e-7,
+    )  # fmt: skip
+    assert torch.allclose(found.nats, target.log_prob(x, process.t_min, process), atol=3e-4)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "score", "v", "flow"])
+def test_every_prediction(predicts):
+    process, target = sk.Flow(), gaussian(3)
+    x = state(target, process, 3)
+    model = target.model(process, predicts)
+    found = log_prob(model, x, divergence="exact", prior=true_prior(target, process), rtol=1e-8, atol=1e-8)
+    assert torch.allclose(found.nats, target.log_prob(x, process.t_min, process), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "distribution", "probes", "estimates"),
+    [("hutchinson", "rademacher", 16, 16), ("hutchinson", "gaussian", 16, 16), ("hutchinson", "sphere", 16, 16),
+     ("hutch++", "gaussian", 24, 8)],
+)  # fmt: skip
+def test_the_truth_lies_within_two_standard_errors(divergence, distribution, probes, estimates):
+    """500 seeds; for normal estimates the share within ±2 is Student's t's: 93.6% of 16, 91.4% of 8."""
+    process, target = sk.VP(), gaussian(16)
+    x = state(target, process, 1).expand(500, 16)
+    found = log_prob(
+        target.model(process), x, divergence=divergence, probes=probes, distribution=distribution,
+        prior=true_prior(target, process), rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+    error = found.nats - target.log_prob(x, process.t_min, process)
+    inside = (error.abs() < 2 * found.stderr.probes).double().mean().item()
+    assert inside == pytest.approx(1 - 2 * stats.t.sf(2, estimates - 1), abs=0.03)
+    assert abs(error.mean()) < 4 * error.std() / 500**0.5
+
+
+def test_one_probe_has_no_error_bar():
+    process, target = sk.VP(), gaussian(3)
+    found = log_prob(target.model(process), state(target, process, 2))
+    assert found.stderr.probes.isnan().all()
+    assert torch.equal(found.stderr.total, found.stderr.solver)
+
+
+def test_rotation_invariance():
+    """The density of turned data under the turned model is the same; standard normals come from the same probes."""
+    process, target = sk.VP(), gaussian(4)
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+    turned = sk.targets.Gaussian(turn @ target.location, turn @ _cov(target) @ turn.T)
+    x = state(target, process, 3)
+    here, there = (
+        log_prob(which.model(process), y, divergence="exact", rtol=1e-9, atol=1e-9).nats
+        for which, y in ((target, x), (turned, x @ turn.T))
+    )
+    assert torch.allclose(here, there, rtol=1e-8)
+
+
+def _cov(target):
+    return target.basis @ torch.diag(target.variances) @ target.basis.T
+
+
+@pytest.mark.parametrize("method", ["per-sample", "dopri5"])
+@pytest.mark.parametrize("make", [gaussian, mixture])
+def test_gradient_is_the_score(make, method):
+    process, target = sk.VP(), make(3)
+    x = state(target, process, 2).requires_grad_()
+    found = log_prob(
+        target.model(process), x, divergence="exact", prior=true_prior(target, process), gradients="direct",
+        method=method, rtol=1e-8, atol=1e-8,
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(found.nats.sum(), x)
+    truth = target.score(x.detach(), process.t_min, process)
+    assert torch.allclose(slope, truth, rtol=1e-3, atol=1e-3 * truth.abs().max().item())
+
+
+def test_a_sample_depends_on_its_number_alone():
+    process, target = sk.VP(), gaussian(3)
+    x, model = state(target, process, 5), target.model(process)
+    q = Quantization(bins=64, mean=0.5, scale=0.125)
+    x = q.values((q.bins * (x.clamp(-3, 3) * q.scale + q.mean)).round().long()).double()
+    together = log_prob(model, x, probes=3, quantization=q, draws=2, seed=7)
+    apart = log_prob(model, x[3:], probes=3, quantization=q, draws=2, seed=7, first=3)
+    assert torch.allclose(together.nats[3:], apart.nats, rtol=1e-10)
+    bounds = [elbo(model, x[a:], times=3, seed=7, first=a).nats for a in (0, 3)]
+    assert torch.allclose(bounds[0][3:], bounds[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize(("mean", "scale", "position"), [(0.5, 0.5, 0.0), (0.0, 1.0, 0.5), (-3.0, 0.02, 1.0)])
+@pytest.mark.parametrize("dequantisation", ["uniform", "importance", "truncated-normal-importance"])
+def test_the_probabilities_of_all_levels_sum_to_one(mean, scale, position, dequantisation):
+    """8 bits of a Gaussian whose tails the range holds; bins so narrow that the bound is nearly the integral."""
+    q = Quantization(256, mean, scale, position)
+    x = q.values(torch.arange(256)).double()[:, None]
+    middle, spread = (x.max() + x.min()).item() / 2, (x.max() - x.min()).item() / 12
+    target = sk.targets.Gaussian(torch.tensor([middle]).double(), torch.tensor([[spread**2]]).double())
+    process = sk.VE(sigma_min=spread / 20, sigma_max=1000 * spread)
+    found = log_prob(
+        target.model(process), x, divergence="exact", quantization=q, dequantisation=dequantisation, draws=4,
+        prior=true_prior(target, process),
+    )  # fmt: skip
+    error = (found.nats.exp() * found.stderr.dequantisation).norm().item()
+    assert error < 2e-3
+    # Jensen's gap of the plain mean is half the variance of log p in a bin, 4e-4 on average
+    assert found.nats.exp().sum().item() == pytest.approx(1, abs=4 * error + 5e-4)
+
+
+def test_bits_offset():
+    q = Quantization()
+    assert q.bits_offset == 8 + math.log2(0.5)
+    process, target = sk.VP(), gaussian(2)
+    x = q.values(torch.tensor([[100, 130], [128, 90]])).double()
+    found = log_prob(target.model(process), x, divergence="exact", quantization=q, seed=1)
+    from sdekit.likelihood.quantization import uniforms
+
+    point = x + q.width * uniforms(1, 0, torch.arange(2), x)
+    alpha = process.alpha(process.t_min)
+    density = log_prob(target.model(process), alpha * point, divergence="exact").nats + 2 * math.log(alpha)
+    assert torch.allclose(found.bits_per_dim, -density / (2 * math.log(2)) + q.bits_offset, rtol=1e-9)
+
+
+def test_importance_weighted_draws_tighten_the_bound_to_the_integral():
+    """One wide bin of N(0, 1): uniform dequantisation falls short by Jensen's gap, the weighted draws do not."""
+    process = sk.VE(sigma_min=1e-3, sigma_max=100.0)
+    target = sk.targets.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+    q = Quantization(bins=4, mean=0.5, scale=0.125)  # bins of width 2, from −4
+    x = q.values(torch.tensor([[2]])).double().expand(30, 1)  # the bin [0, 2)
+    truth = math.log(0.4772499)
+    found = {
+        name: log_prob(target.model(process), x, divergence="exact", quantization=q, dequantisation=name, draws=24,
+                       prior=true_prior(target, process))
+        for name in ("uniform", "importance")
+    }  # fmt: skip
+    gap = math.log(2) - 0.5 * math.log(2 * math.pi) - (4 / 3) / 2 - truth  # E_u log p + log 2
+    for name, expected in (("uniform", truth + gap), ("importance", truth)):
+        error = found[name].nats - expected
+        spread = found[name].stderr.dequantisation
+        assert abs(error.mean()) < 4 * spread.mean() / 30**0.5 + 0.002, name
+        assert (error.abs() < 2 * spread).double().mean() > 0.8, name
+
+
+def _linear(process, std):
+    """A network for data N(0, std²): its score is wrong where the data is another."""
+    return sk.targets.Gaussian(torch.zeros(2).double(), std**2 * torch.eye(2).double()).model(process)
+
+
+@pytest.mark.parametrize("kind", ["score-flow", "ddpm"])
+@pytest.mark.parametrize("std", [1.0, 1.3])
+def test_bounds_lie_below_the_density_of_the_generative_process(kind, std):
+    """Data N(0, 1), network of N(0, std²): what the reverse SDE makes is Gaussian, of a known variance."""
+    process, n = sk.VP(), 4000
+    x = sk.targets.Gaussian(torch.zeros(2).double(), torch.eye(2).double()).sample(n)
+    found = elbo(_linear(process, std), x, kind, times=8, steps=200, grid="logsnr")
+    truth = _generative_variance(process, std) if kind == "score-flow" else None
+    mean, error = found.nats.mean().item(), (found.nats.std() / n**0.5).item()
+    entropy = 2 * (0.5 * math.log(2 * math.pi) + 0.5)
+    assert mean < -entropy + 3 * error  # no bound beats the data's own density
+    if truth is not None:
+        log_density = -(math.log(2 * math.pi * truth) + 1 / truth)
+        assert mean < log_density + 3 * error
+    if std == 1.0:
+        assert mean > -entropy - (0.01 if kind == "score-flow" else 0.2) - 3 * error
+
+
+def _generative_variance(process, std):
+    """Variance of the decoded samples: the reverse SDE forgets the prior's mismatch, then x̂_0 plus σ/α of noise."""
+    alpha, sigma = process.alpha(process.t_min), process.sigma(process.t_min)
+    variance = alpha**2 * std**2 + sigma**2  # the mismatch at t_max, α² std² = 4e-5, has decayed by then
+    return (alpha * std**2 / variance) ** 2 * variance + (sigma / alpha) ** 2
+
+
+def test_sampled_terms_of_the_ddpm_bound_agree_with_all_of_them():
+    process, n = sk.DiscreteVP.linear(50), 2000
+    x = sk.targets.Gaussian(torch.zeros(2).double(), torch.eye(2).double()).sample(n)
+    every, some = (elbo(_linear(process, 1.2), x, "ddpm", times=times) for times in (49, 8))
+    gap = (every.diffusion.mean() - some.diffusion.mean()).item()
+    assert abs(gap) < 4 * ((every.diffusion.var() + some.diffusion.var()) / n).sqrt().item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_bounds_stay_below_the_probability(kind):
+    process = sk.VP()
+    q = Quantization(bins=16, mean=0.5, scale=0.125, position=0.5)
+    target = sk.targets.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+    levels = q.levels((target.sample(2000).clamp(-3.9, 3.4) * 2).round() / 2)
+    x = q.values(levels).double()
+    found = (
+        elbo(target.model(process), x, kind, times=8, quantization=q)
+        if kind != "ddpm"
+        else elbo(target.model(process), x, kind, times=8, quantization=q, steps=100, grid="logsnr")
+    )
+    edges = q.edges(x)
+    log_p = (torch.special.ndtr(edges + q.width) - torch.special.ndtr(edges)).log().sum(1)
+    error = (found.nats - log_p).std().item() / 2000**0.5
+    assert (
+        found.nats - log_p
+    ).mean().item() < 4 * error + 0.02  # bins of 0.5: the data of the levels is not the target's
+
+
+def test_a_data_set_is_measured_in_batches_and_a_stopped_run_goes_on(tmp_path):
+    process = sk.VP()
+    model = gaussian(3).model(process)
+    q = Quantization(bins=16, scale=0.125)
+    x = q.values(torch.randint(4, 12, (7, 3), generator=torch.Generator().manual_seed(0)))
+    arguments = {"quantization": q, "batch_size": 3, "probes": 2, "draws": 2, "seed": 5}
+    whole = measure(model, x, tmp_path / "whole", **arguments)
+    at_once = log_prob(model, x, quantization=q, probes=2, draws=2, seed=5).summary()
+    for name in ("bits_per_dim", "standard_error", "error_probes", "error_dequantisation", "error_solver", "nfe"):
+        assert whole[name] == pytest.approx(at_once[name], rel=1e-3), name
+    lines = (tmp_path / "whole" / "batches.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "batches.jsonl").write_text("".join(lines[:2]) + lines[2][:20])  # killed while it wrote
+    before = model.nfe
+    assert measure(model, x, tmp_path / "cut", **arguments) == whole
+    again = model.nfe - before
+    assert measure(model, x, tmp_path / "cut", **arguments) == whole
+    assert model.nfe - before == again  # nothing was left to do
+    with pytest.raises(ValueError, match="other arguments"):
+        measure(model, x, tmp_path / "cut", **{**arguments, "seed": 6})
+
+
+def test_levels_and_their_errors():
+    x = torch.tensor([-1.0, 0.125, 1.0])
+    assert DIGITS.levels(x).tolist() == [0, 9, 16]
+    assert torch.allclose(DIGITS.values(torch.tensor([0, 9, 16])), x)
+    assert DIGITS.edges(x)[0].item() == pytest.approx(-1 - 1 / 16)
+    for value, message in ((1.125, "17 levels from -1 to 1"), (0.1, "holds 0.1"), (math.nan, "holds nan")):
+        with pytest.raises(ValueError, match=message):
+            DIGITS.levels(torch.tensor([0.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"probes": 0}, "probes=0"),
+        ({"draws": 0}, "draws=0"),
+        ({"divergence": "exakt"}, "did you mean 'exact'"),
+        ({"divergence": "xtrace", "probes": 9}, "from 2 to D = 3"),
+        ({"dequantisation": "unifrom", "quantization": Quantization()}, "did you mean 'uniform'"),
+        ({"method": "dpmpp-2m", "steps": 5}, "no divergence"),
+        ({"rtol": 1e-9, "atol": 1e-9}, "use float64"),
+        ({"t": 2.0}, "t0=2.0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        log_prob(gaussian(3).model(sk.VP()), torch.zeros(2, 3), **arguments)
+
+
+def test_bad_data():
+    model = gaussian(3).model(sk.VP())
+    with pytest.raises(ValueError, match=r"NaN or infinity in samples \[1\]"):
+        log_prob(model, torch.tensor([[0.0, 0, 0], [0, math.nan, 0]]))
+    with pytest.raises(ValueError, match="bins=1"):
+        Quantization(bins=1)
+    with pytest.raises(ValueError, match="give quantization="):
+        elbo(model, torch.zeros(2, 3), "vdm")
+    with pytest.raises(ValueError, match="times=1"):
+        elbo(model, torch.zeros(2, 3), times=1)
+    with pytest.raises(ValueError, match="needs the number of steps"):
+        elbo(model, torch.zeros(2, 3), "ddpm")
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)) / 4)
+
+    def forward(self, x, t):
+        return torch.tanh(x @ self.weight + torch.sin(t[:, None]))
+
+
+@pytest.mark.parametrize("method", ["fixed", "per-sample"])
+@pytest.mark.parametrize(("divergence", "probes"), [("hutchinson", 3), ("exact", 1), ("xtrace", 2)])
+def test_on_the_simulated_accelerator(method, divergence, probes):
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    arguments = {"method": method, "divergence": divergence, "probes": probes, "rtol": 1e-2, "atol": 1e-2}
+    arguments["steps"] = 2 if method == "fixed" else None
+    here = log_prob(sk.ScoreModel(Net(), sk.VP()), x, **arguments)
+    with simgpu.device() as gpu:
+        there = log_prob(sk.ScoreModel(Net().to(gpu.device), sk.VP()), x.to(gpu.device), **arguments)
+        reads = gpu.host_reads
+        assert torch.equal(here.nats, there.nats.cpu())
+        assert torch.equal(here.stderr.solver, there.stderr.solver.cpu())
+    # one read checks the data; each step tried of the adaptive method reads once
+    assert reads <= 1 + (0 if method == "fixed" else (int(here.nfe.max()) - 1) // 6)
