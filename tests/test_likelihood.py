@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 import sdekit as sk
-from sdekit.likelihood import DIGITS, KINDS, Quantization, elbo, log_prob, measure
+from sdekit.likelihood import DIGITS, Quantization, elbo, log_prob, measure
 from sdekit.testing import simgpu
 
 EXACT = [sk.VP(), sk.SubVP(), sk.VE()]
@@ -232,7 +232,7 @@ def test_sampled_terms_of_the_ddpm_bound_agree_with_all_of_them():
     assert abs(gap) < 4 * ((every.diffusion.var() + some.diffusion.var()) / n).sqrt().item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["vdm", "ddpm"])
 def test_quantised_bounds_stay_below_the_probability(kind):
     process = sk.VP()
     q = Quantization(bins=16, mean=0.5, scale=0.125, position=0.5)
@@ -310,6 +310,8 @@ def test_bad_data():
         Quantization(bins=1)
     with pytest.raises(ValueError, match="give quantization="):
         elbo(model, torch.zeros(2, 3), "vdm")
+    with pytest.raises(ValueError, match="bounds the density of continuous data"):
+        elbo(model, Quantization().values(torch.zeros(2, 3, dtype=torch.int64)), quantization=Quantization())
     with pytest.raises(ValueError, match="times=1"):
         elbo(model, torch.zeros(2, 3), times=1)
     with pytest.raises(ValueError, match="needs the number of steps"):

@@ -109,7 +109,7 @@ def elbo(
         x: data [batch, *event].
         kind: a name in ``KINDS``.
         times: times drawn for the diffusion loss of each sample; a quarter of that, at least two, for the decoder.
-        quantization: what levels x holds; needed by ``"vdm"``.
+        quantization: what levels x holds; needed by ``"vdm"``, refused by ``"score-flow"``.
         steps, grid: of ``"ddpm"`` for a process without a table of its own; ``times`` ≥ steps sums every term.
         seed, first: sample i's draws depend on (seed, first + i) alone.
         conditions: passed to the network.
@@ -187,11 +187,12 @@ def _mean(losses: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _gaussian_decoder(run: _Run, quantization: Quantization | None, draw: int) -> Tensor:
-    """log N(x; x̂_0, (σ/α)²) = −½ ‖ε − ε̂‖² − D log(√(2π) σ/α); of levels, less the log of their bins' volume."""
+    """log N(x; x̂_0, (σ/α)²) = −½ ‖ε − ε̂‖² − D log(√(2π) σ/α)."""
+    if quantization is not None:
+        raise ValueError("kind='score-flow' bounds the density of continuous data: of levels, ask for 'vdm' or 'ddpm'")
     process, size = run.model.process, run.x[0].numel()
     log_std = -process.half_log_snr(process.t_min)
-    volume = 0.0 if quantization is None else math.log(quantization.width)
-    return -0.5 * run.error(process.t_min, draw) - size * (log_std + 0.5 * math.log(2 * math.pi) - volume)
+    return -0.5 * run.error(process.t_min, draw) - size * (log_std + 0.5 * math.log(2 * math.pi))
 
 
 def _level_decoder(run: _Run, quantization: Quantization | None, draw: int) -> Tensor:
