@@ -98,10 +98,10 @@ class ScoreModel:
 
     def predict(self, kind: str, x: State, t: Time, **conditions: Any) -> State:
         """The prediction ``kind`` at (x, t) from one network call; t is a float, 0-d or [batch]."""
-        lookup("prediction", kind, PREDICTIONS)
-        output = self._call(x, t, conditions)
         if kind == self.predicts:
-            return output
+            return self._call(x, t, conditions)
+        lookup("prediction", kind, PREDICTIONS)  # an unknown one costs no call
+        output = self._call(x, t, conditions)
         c_x, c_F = convert(self.predicts, kind, self.process, t)  # noqa: N806
         if isinstance(c_F, float) and isinstance(c_x, float):
             return torch.add(x * c_x, output, alpha=c_F) if c_x else output * c_F

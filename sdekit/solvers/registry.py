@@ -204,6 +204,8 @@ def get(spec: str | Solver) -> Solver:
         return spec
     name, options = parse(spec)
     solver = lookup("solver", name, _SOLVERS)
+    if not options and solver.vary is None:
+        return solver
     available = solver.available
     check_options(name, available, options)
     every = {option: options.get(option, known.default) for option, known in available.items()}
