@@ -1,4 +1,4 @@
-"""The ``sdekit`` command: compare, sample, solvers, train.
+"""The ``sdekit`` command: compare, sample, likelihood, solvers, train.
 
 torch is imported by the commands, not here. Whatever is wrong with an argument is one line on stderr and exit code 2.
 """
@@ -191,6 +191,35 @@ def sample(
     report.pictures_of(x, subject.reference, out / "samples.png")
     typer.echo(f"{n} samples of {target} by {solver}, NFE {solution.nfe}, grid {grid}, seed {seed}")
     typer.echo(f"{out / 'samples.png'}\n{out / 'samples.safetensors'}")
+
+
+@app.command()
+def likelihood(
+    samples: Annotated[int | None, typer.Option(help="How many held-out digits; default all.")] = None,
+    probes: Annotated[int, typer.Option(help="Probes of the divergence for each sample.")] = 1,
+    draws: Annotated[int, typer.Option(help="Draws of each digit in its bins.")] = 1,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the record.")] = Path("out/likelihood"),
+    device: Device = "cpu",
+) -> None:
+    """Measure bits/dim of held-out digits under the shipped network; a run that was stopped goes on."""
+    where = _device(device)
+    from sdekit.data import digits
+    from sdekit.likelihood import DIGITS, measure
+    from sdekit.nn import digits_model
+    from sdekit.solvers.registry import check_count
+
+    held_out = digits().held_out.to(where)
+    check_count("samples", len(held_out) if samples is None else samples, 1, "there is nothing to measure otherwise")
+    with _progress() as progress:
+        record = measure(
+            digits_model(where), held_out[:samples], out, quantization=DIGITS, progress=progress,
+            probes=probes, draws=draws, seed=seed,
+        )  # fmt: skip
+    typer.echo(
+        f"{record['bits_per_dim']:.4f} ± {record['standard_error']:.4f} bits/dim over {record['samples']} digits"
+        f"\n{out / 'likelihood.json'}"
+    )
 
 
 @app.command()

@@ -56,6 +56,18 @@ def test_ctrl_c_prints_what_is_finished_and_exits_130(tmp_path: Path, monkeypatc
     assert "2 cells were finished" in done.stderr
 
 
+def test_likelihood_prints_what_it_records_and_goes_on(tmp_path: Path) -> None:
+    words = ("likelihood", "--samples", "6", "--out", str(tmp_path))
+    done = sdekit(*words)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "likelihood.json").read_text())
+    assert f"{record['bits_per_dim']:.4f} ± {record['standard_error']:.4f} bits/dim over 6 digits" in done.stdout
+    batches = (tmp_path / "batches.jsonl").read_text()
+    assert sdekit(*words).stdout == done.stdout
+    assert (tmp_path / "batches.jsonl").read_text() == batches  # nothing was computed again
+    assert sdekit("likelihood", "--samples", "0").exit_code == 2
+
+
 def test_solvers_lists_the_registry_and_explains_one() -> None:
     listed = sdekit("solvers")
     assert listed.exit_code == 0

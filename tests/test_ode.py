@@ -21,7 +21,7 @@ TOLERANT = [
 EQUAL = [name for name in STEPPERS if name not in TOLERANT]
 ORDERS = {"fixed": 5, "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4,
           "implicit_adams": 4, "fixed_adams": 4}  # fmt: skip
-DETERMINISTIC = [name for name in names() if not get(name).stochastic and name != "ddim"]
+DETERMINISTIC = [name for name in names() if not get(name).stochastic]
 
 
 def gaussian(size=4):

@@ -40,7 +40,7 @@ def ddim(grid: Grid, *, eta: Annotated[float, Between(0, 1)] = 0.0) -> Iterator[
     −σ_t (e^h − 1), h = λ_t − λ_s. η = 1 is ``ddpm`` with the small variance.
     """
     for s, t, _ in grid:
-        h, std = t.half_log_snr - s.half_log_snr, eta * t.sigma * math.sqrt(_lost(s, t))
+        h, std = t.half_log_snr - s.half_log_snr, eta * t.sigma * math.sqrt(_lost(s, t)) if eta else 0.0
         # √(σ_t² − c²) − σ_t, without cancellation at small c
         shrink = -(std**2) / (t.sigma + math.sqrt(t.sigma**2 - std**2))
         noise = (Draw(std, s.half_log_snr, t.half_log_snr),) if eta else ()
