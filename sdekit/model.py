@@ -134,7 +134,7 @@ class ScoreModel:
         if isinstance(time, Tensor):
             times = time.to(time_dtype).expand(x.shape[0])
         else:
-            times = torch.full((x.shape[0],), time, dtype=time_dtype, device=x.device)
+            times = x.new_full((x.shape[0],), time, dtype=time_dtype)
         self.nfe += 1
         output = self.net(x if x.dtype == dtype else x.to(dtype), times, **conditions)
         self._check(output, x, t)
