@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -147,17 +147,17 @@ def sample(
     if keep not in ("last", "all"):
         raise unknown("keep", keep, ("last", "all"))
     source = lookup("noise", noise, SOURCES)
-    n, *event = _check_shape(shape, start)
+    n, *event = check_shape(shape, start)
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
-    _check_conditions(model, conditions)
+    check_conditions(model, conditions, sample)
     plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final)
     seed = secrets.randbits(63) if seed is None else seed
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
     before, batches = model.nfe, range(0, n, size)
     kept: list[list[Tensor]] = []
-    with _bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
+    with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
         for first in batches:
             samples = torch.arange(first, min(first + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
@@ -185,7 +185,8 @@ def _part(value: Any, n: int, first: int, size: int) -> Any:
     return value[first : first + size] if batched else value
 
 
-def _check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
+def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
+    """``shape`` as a list; ValueError where it is no shape, or ``start`` does not fit it."""
     sizes = list(shape)
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"shape={tuple(sizes)}: it must be [n, *event], whole numbers of at least 1")
@@ -205,8 +206,8 @@ def _check_device(model: Model, device: torch.device | str | None) -> torch.devi
     return where
 
 
-def _check_conditions(model: Model, conditions: dict[str, Any]) -> None:
-    """A misspelt argument of ``sample`` would reach the network: name it before the run."""
+def check_conditions(model: Model, conditions: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """A misspelt argument of ``function`` would reach the network: name it before the run."""
     net = getattr(model, "net", None)
     if not conditions or net is None:
         return
@@ -215,12 +216,14 @@ def _check_conditions(model: Model, conditions: dict[str, Any]) -> None:
         return
     for name in conditions:
         if name not in known:
-            own = [word for word in inspect.signature(sample).parameters if word != "conditions"]
-            raise unknown("argument of sample or of the network", name, [*own, *list(known)[2:]])
+            own = [word for word in inspect.signature(function).parameters if word != "conditions"]
+            kind = f"argument of {function.__name__} or of the network"
+            raise unknown(kind, name, [*own, *list(known)[2:]])
 
 
 @contextmanager
-def _bar(show: bool, total: int) -> Generator[Callable[[], object]]:
+def progress_bar(show: bool, total: int) -> Generator[Callable[[], object]]:
+    """A bar on stderr where ``show``; what it yields is called once for each of ``total`` steps."""
     if not show:
         yield lambda: None
         return

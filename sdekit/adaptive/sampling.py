@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,10 @@ from torch import Tensor
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.paths import NO_NOISE, NOISES
-from sdekit.names import lookup, unknown
+from sdekit.names import lookup
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
-from sdekit.sampling import Model, _bar, _check_shape
+from sdekit.sampling import Model, check_conditions, check_shape, progress_bar
 from sdekit.solvers.registry import check_count
 
 _FINAL = {"denoise": 1, "none": 0}
@@ -97,10 +96,10 @@ def sample_adaptive(
     >>> out.x.shape, bool((out.nfe == 3 * out.accepted + 2 * out.rejected + 1).all())
     (torch.Size([3, 2]), True)
     """
-    n, *event = _check_shape(shape, start)
+    n, *event = check_shape(shape, start)
     size, dtype = n if batch_size is None else batch_size, dtype if start is None else start.dtype
     check_count("batch_size", size, 1, "it is how many samples run at once")
-    _check_conditions(model, conditions)
+    check_conditions(model, conditions, sample_adaptive)
     batched = {name: c for name, c in conditions.items() if isinstance(c, Tensor) and c.ndim > 0 and c.shape[0] == n}
     shared = {name: c for name, c in conditions.items() if name not in batched}
     seed = secrets.randbits(63) if seed is None else seed
@@ -117,7 +116,7 @@ def sample_adaptive(
     )  # fmt: skip
     ended: list[Tensor] = []
     tallies: list[Tally] = []
-    with _bar(progress, n) as advance:
+    with progress_bar(progress, n) as advance:
         for first in range(0, n, size):
             samples, part = torch.arange(first, min(first + size, n), device=where), slice(first, first + size)
             x = normal(seed, 0, samples, event, dtype) * process.prior_std if start is None else start[part].to(where)
@@ -152,17 +151,3 @@ def _check_options(process: Process, method: Method, noise: str, rtol: float, at
         raise ValueError(
             f"noise='brownian' serves half_log_snr from -{REACH} to {REACH}, the run goes from {first} to {last}"
         )
-
-
-def _check_conditions(model: Model, conditions: Mapping[str, Any]) -> None:
-    """A misspelt argument would reach the network: name it before the run."""
-    net = getattr(model, "net", None)
-    if not conditions or net is None:
-        return
-    known = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    own = [word for word in inspect.signature(sample_adaptive).parameters if word != "conditions"]
-    for name in conditions:
-        if name not in known:
-            raise unknown("argument of sample_adaptive or of the network", name, [*own, *list(known)[2:]])
