@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 from sdekit.grid import Grid
 from sdekit.names import Between, OneOf
@@ -18,7 +18,11 @@ def _lost(s: Knot, t: Knot) -> float:
     return -math.expm1(2 * (s.half_log_snr - t.half_log_snr))
 
 
-@register("ddpm", order=1, predicts="eps", reference="Ho et al. 2020, eq. 7 and 11")
+def _vary(variance: str) -> Mapping[str, Any]:
+    return {"invariant": variance == "small"}  # β = 1 − α_s²/α_t² is VP's own
+
+
+@register("ddpm", order=1, predicts="eps", vary=_vary, reference="Ho et al. 2020, eq. 7 and 11")
 def ddpm(grid: Grid, *, variance: Annotated[str, OneOf("small", "large")] = "small") -> Iterator[Row]:
     """Ancestral sampling with the posterior q(x_t | x_s, x_0) at the predicted x_0.
 

@@ -17,7 +17,13 @@ from sdekit.solvers.tableau import Draw, Row, exponential
 _NOISE_LEVEL = Between(0, 10)
 
 
-@register("euler-maruyama", order=1, predicts="score", reference="Song et al. 2021, eq. 6; Karras et al. 2022, eq. 6")
+@register(
+    "euler-maruyama",
+    order=1,
+    predicts="score",
+    invariant=False,
+    reference="Song et al. 2021, eq. 6; Karras et al. 2022, eq. 6",
+)
 def euler_maruyama(grid: Grid, *, noise_level: Annotated[float, _NOISE_LEVEL] = 1.0) -> Iterator[Row]:
     """Euler–Maruyama in t on the reverse SDE: x += (f x − ½(1 + η²) g² s) Δt + η g √|Δt| z, η = noise_level."""
     for s, t, _ in grid:
@@ -31,7 +37,7 @@ def euler_maruyama(grid: Grid, *, noise_level: Annotated[float, _NOISE_LEVEL] = 
         )
 
 
-@register("euler", order=1, predicts="flow", reference="Song et al. 2021, eq. 13")
+@register("euler", order=1, predicts="flow", invariant=False, reference="Song et al. 2021, eq. 13")
 def euler(grid: Grid) -> Iterator[Row]:
     """Euler's method in t on the probability-flow ODE: x += Δt dx/dt. (In σ/α, Euler's method is ``ddim``.)"""
     for s, t, _ in grid:
@@ -121,7 +127,9 @@ def dpm_2(grid: Grid) -> Iterator[Row]:
         yield from single_step("eps", grid, s, t, evaluations)
 
 
-@register("rk4", order=4, evaluations=4, predicts="flow", reference="Kutta 1901; on Song et al. 2021, eq. 13")
+@register(
+    "rk4", order=4, evaluations=4, predicts="flow", invariant=False, reference="Kutta 1901; on Song et al. 2021, eq. 13"
+)
 def rk4(grid: Grid) -> Iterator[Row]:
     """The classical Runge–Kutta method in t on the probability-flow ODE (in σ/α: ``deis-rho-rk``).
 

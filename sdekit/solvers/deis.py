@@ -49,19 +49,19 @@ def deis_1(grid: Grid) -> Iterator[Row]:
     yield from multistep(grid, 1, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-2", order=2, predicts="eps", reference=f"{_PAPER}, tAB-DEIS with r = 1")
+@register("deis-2", order=2, predicts="eps", invariant=False, reference=f"{_PAPER}, tAB-DEIS with r = 1")
 def deis_2(grid: Grid) -> Iterator[Row]:
     """tAB1-DEIS: x_t = (α_t/α_s) x_s + α_t ∫ ε dκ, ε the polynomial in t through the last two predictions, κ = σ/α."""
     yield from multistep(grid, 2, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-3", order=3, predicts="eps", vary=_vary(3), reference=f"{_PAPER}, tAB-DEIS with r = 2")
+@register("deis-3", order=3, predicts="eps", invariant=False, vary=_vary(3), reference=f"{_PAPER}, tAB-DEIS with r = 2")
 def deis_3(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
     """tAB2-DEIS: as ``deis-2`` with the last three predictions."""
     yield from multistep(grid, 3, _in_time(grid), partial(single_step, "eps"))
 
 
-@register("deis-4", order=4, predicts="eps", vary=_vary(4), reference=f"{_PAPER}, tAB-DEIS with r = 3")
+@register("deis-4", order=4, predicts="eps", invariant=False, vary=_vary(4), reference=f"{_PAPER}, tAB-DEIS with r = 3")
 def deis_4(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
     """tAB3-DEIS: as ``deis-2`` with the last four predictions."""
     yield from multistep(grid, 4, _in_time(grid), partial(single_step, "eps"))

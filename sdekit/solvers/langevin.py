@@ -35,7 +35,7 @@ _PREDICTORS: dict[str, Callable[[Process, Knot, Knot], tuple[float, float, float
 }
 
 
-@register("reverse-diffusion", order=1, predicts="score", reference=f"{_PAPER}, appendix E, eq. 46")
+@register("reverse-diffusion", order=1, predicts="score", invariant=False, reference=f"{_PAPER}, appendix E, eq. 46")
 def reverse_diffusion(grid: Grid) -> Iterator[Row]:
     """x_t = (2 − a) x_s + b² s + b z, with the forward process' transition x_s = a x_t + b z from t to s.
 
@@ -57,7 +57,15 @@ def _vary_pc(predictor: str, corrections: int, snr: float) -> Mapping[str, Any]:
     return {"evaluations": 1 + corrections, "split": full_steps(1 + corrections)}
 
 
-@register("pc", order=1, evaluations=2, predicts="score", vary=_vary_pc, reference=f"{_PAPER}, algorithms 2, 4 and 5")
+@register(
+    "pc",
+    order=1,
+    evaluations=2,
+    predicts="score",
+    invariant=False,
+    vary=_vary_pc,
+    reference=f"{_PAPER}, algorithms 2, 4 and 5",
+)
 def pc(
     grid: Grid,
     *,

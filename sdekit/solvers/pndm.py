@@ -32,7 +32,14 @@ def _pseudo_runge_kutta(grid: Grid, s: Knot, t: Knot, evaluations: int) -> Itera
     yield from runge_kutta(grid, s, t, evaluations, _pseudo)
 
 
-@register("pndm", order=2, predicts="eps", split=starting(4, 3), reference="Liu et al. 2022 (PNDM), algorithm 2")
+@register(
+    "pndm",
+    order=2,
+    predicts="eps",
+    invariant=False,
+    split=starting(4, 3),
+    reference="Liu et al. 2022 (PNDM), algorithm 2",
+)
 def pndm(grid: Grid) -> Iterator[Row]:
     """PNDM: three pseudo Runge–Kutta steps of 4 evaluations, then the pseudo linear multistep method, one each.
 

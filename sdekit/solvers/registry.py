@@ -30,6 +30,8 @@ class Solver:
         evaluations: network evaluations of one full step.
         reference: paper and equation.
         split: evaluations of each step for a budget; by default full steps and one step for the rest.
+        invariant: whether x/α depends on the knots' λ alone, so that every process gives the same samples. A method
+            that steps in t, or in a table's β, is not.
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
     """
@@ -41,6 +43,7 @@ class Solver:
     evaluations: int
     reference: str
     split: Split = field(repr=False)
+    invariant: bool = True
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
 
@@ -163,6 +166,7 @@ def register(
     reference: str,
     evaluations: int = 1,
     split: Split | None = None,
+    invariant: bool = True,
     vary: Vary | None = None,
 ) -> Callable[[Rows], Rows]:
     """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
@@ -177,7 +181,9 @@ def register(
         lookup("prediction", predicts, PREDICTIONS)
         options_of(rows)
         split_or_full = split or full_steps(evaluations)
-        _SOLVERS[name] = Solver(name, rows, order, predicts, evaluations, reference, split_or_full, vary=vary)
+        _SOLVERS[name] = Solver(
+            name, rows, order, predicts, evaluations, reference, split_or_full, invariant=invariant, vary=vary
+        )
         return rows
 
     return add

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdekit.grid import GridSpec
 from sdekit.model import ScoreModel
-from sdekit.process import VP, Process, match
+from sdekit.process import VE, VP, Process, match
 from sdekit.sampling import march, sample
 from sdekit.solvers import Plan, Solver, get
 from sdekit.targets import GaussianMixture
@@ -204,11 +204,32 @@ def check_prediction(solver: Solver | str) -> None:
         assert torch.allclose(results[0], other, rtol=1e-9, atol=1e-9), f"{get(solver).name}: {results[0] - other}"
 
 
+_VE = VE(
+    sigma_min=math.exp(-_PROCESS.half_log_snr(_PROCESS.t_min)),
+    sigma_max=math.exp(-_PROCESS.half_log_snr(_PROCESS.t_max)),
+)
+
+
+def check_invariance(solver: Solver | str) -> None:
+    """x/α is the same under VP and VE on the same λ, knot by knot, exactly where the solver says so."""
+    rule, start = get(solver), torch.tensor(_STARTS)[:, None]
+    levels = np.linspace(_PROCESS.half_log_snr(_PROCESS.t_max), _PROCESS.half_log_snr(_PROCESS.t_min), 9)
+    ends = []
+    for process in (_PROCESS, _VE):
+        inner = [process.t_of_half_log_snr(level) for level in levels[1:-1].tolist()]
+        grid = (process.t_max, *inner, process.t_min)
+        scaled = start * (process.alpha(process.t_max) / _PROCESS.alpha(_PROCESS.t_max))
+        out = sample(_mixture().model(process), start.shape, solver=rule, grid=grid, start=scaled, seed=3)
+        ends.append(out.x)  # denoised: α = 1
+    equal = torch.allclose(*ends, rtol=1e-9, atol=1e-9)
+    assert equal == rule.invariant, f"{rule.name}: VP and VE agree: {equal}; the solver says invariant={rule.invariant}"
+
+
 def _no_noise(start: float, end: float) -> Tensor:
     raise AssertionError(f"noise over [{start}, {end}] drawn by a deterministic solver")
 
 
-LAWS = (check_order, check_strong_order, check_budget, check_constant, check_noise, check_prediction)
+LAWS = (check_order, check_strong_order, check_budget, check_constant, check_noise, check_prediction, check_invariance)
 
 
 def check_solver(solver: Solver | str) -> None:
