@@ -125,7 +125,7 @@ def compare(
     target: Target_ = "digits",
     solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)", or "all".')] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated.")] = "5,10,20,50",
-    grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "logsnr",
+    grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "auto",
     samples: Annotated[int, typer.Option(help="Samples in each cell.")] = 512,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
@@ -165,9 +165,9 @@ def compare(
 @app.command()
 def sample(
     target: Target_ = "digits",
-    solver: Annotated[str, typer.Option(help='A solver, e.g. "heun" or "ddim(eta=0.5)".')] = "dpmpp-2m",
+    solver: Annotated[str, typer.Option(help='A solver, e.g. "heun" or "ddim(eta=0.5)".')] = "auto",
     nfe: Annotated[int, typer.Option(help="Network evaluations for each sample.")] = 20,
-    grid: Annotated[str, typer.Option(help="Time grid.")] = "logsnr",
+    grid: Annotated[str, typer.Option(help="Time grid; auto is the solver's own.")] = "auto",
     n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 64,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for samples.png and samples.safetensors.")] = Path("out/sample"),

@@ -36,8 +36,8 @@ Features = Callable[[Tensor], Tensor]
 
 # one solver of each kind: what a first comparison shows; ``solvers.names()`` has them all
 DEFAULT_SOLVERS = (
-    "ddim", "ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2m", "dpmpp-2m-sde", "euler", "euler-maruyama", "heun",
-    "unipc-2",
+    "auto", "ddim", "ddpm", "dpm-solver-2", "dpm-solver-3", "dpmpp-2m", "dpmpp-2m-sde", "euler", "euler-maruyama",
+    "heun", "unipc-2",
 )  # fmt: skip
 FLOOR_DRAWS = 8  # subsets of the real data over which the floor is averaged
 # solver, NFE and grid of the endpoint that stands for the exact one, and of the check of its first CHECKED samples
@@ -81,7 +81,7 @@ def compare(
     *,
     solvers: Sequence[str] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
-    grid: str | Sequence[str] = "logsnr",
+    grid: str | Sequence[str] = "auto",
     samples: int = 512,
     seed: int = 0,
     real: Samples | None = None,
@@ -98,7 +98,7 @@ def compare(
         reference: real data [m, *event], best not seen in training.
         solvers: names, with options as in ``"ddim(eta=0.5)"``; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
-        grid: one name or several.
+        grid: one name or several; ``"auto"`` is each solver's own.
         samples: size of each generated set; small ones bias distances upwards, the floor alike.
         real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
         features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
@@ -194,7 +194,7 @@ class _Run:
         for name, given in {"solvers": solvers, "nfe": nfe, "grid": grids}.items():
             if not given:
                 raise ValueError(f"{name}: none given, at least 1 is needed")
-        for grid in grids:
+        for grid in set(grids) - {"auto"}:
             Grid.make(self.model.process, grid, 2)  # a bad grid is an error of the run, not of a cell
         for n in nfe:
             check_count("nfe", n, 1, "it counts network evaluations")

@@ -140,7 +140,8 @@ def _width(result: Comparison) -> int:
 def _heading(result: Comparison) -> str:
     cell = result.cells[0]
     grids = list(dict.fromkeys(cell.grid for cell in result.cells))
-    grid = f"grid {grids[0]}" if len(grids) == 1 else f"{len(grids)} grids"
+    names = ["each solver's own grid" if name == "auto" else f"grid {name}" for name in grids]
+    grid = names[0] if len(names) == 1 else f"{len(names)} grids"
     return (
         f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, seed {cell.seed}, {grid};"
         " smaller is better, * best of its column, ~ draws noise"

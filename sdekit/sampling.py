@@ -97,10 +97,10 @@ def sample(
     model: Model,
     shape: Sequence[int],
     *,
-    solver: str | Solver = "dpmpp-2m",
+    solver: str | Solver = "auto",
     nfe: int | None = None,
     steps: int | None = None,
-    grid: GridSpec = "logsnr",
+    grid: GridSpec = "auto",
     seed: int | None = None,
     noise: str = "independent",
     start: Tensor | None = None,
@@ -118,10 +118,11 @@ def sample(
     Args:
         model: a ``ScoreModel``, or what wraps one.
         shape: [n, *event] of the samples.
-        solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``.
+        solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``. ``"auto"`` picks
+            one, deterministic, by the number of evaluations, and its grid.
         nfe: network evaluations for each sample, exact, the final denoising among them.
         steps: the number of steps, instead of ``nfe``.
-        grid: a name in ``grid.GRIDS`` or the times, decreasing.
+        grid: a name in ``grid.GRIDS`` or the times, decreasing; ``"auto"`` is the solver's own (``Solver.grid``).
         seed: sample i gets the same noise for the same seed, whatever ``batch_size`` or device; None draws one.
             Samples are then equal to the bit where the network's own results do not depend on the batch's size.
         noise: ``"independent"`` draws each interval's normals anew; ``"brownian"`` takes them from one path for each

@@ -138,5 +138,5 @@ def test_progress_without_a_terminal_is_a_line_a_cell(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert [line.partition("] ")[2] for line in lines] == [
         "exact endpoint", "check of the endpoint",
-        "ddim, logsnr, NFE 4", "heun, logsnr, NFE 4", "ddim, logsnr, NFE 5", "heun, logsnr, NFE 5",
+        "ddim, auto, NFE 4", "heun, auto, NFE 4", "ddim, auto, NFE 5", "heun, auto, NFE 5",
     ]  # fmt: skip

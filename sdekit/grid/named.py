@@ -15,7 +15,7 @@ from scipy.special import betaincinv
 from sdekit.grid.published import ays
 from sdekit.grid.table import leading, linspace, sgm, trailing
 from sdekit.names import Between
-from sdekit.process import Process
+from sdekit.process import VP, Process
 
 
 def _line(first: float, last: float, fraction: float) -> float:
@@ -36,6 +36,27 @@ def time(process: Process, fraction: float) -> float:
 def time_quadratic(process: Process, fraction: float) -> float:
     """Uniform in √t (Song, Meng & Ermon 2021, DDIM, appendix D.2)."""
     return _line(math.sqrt(process.t_max), math.sqrt(process.t_min), fraction) ** 2
+
+
+def vp_time(
+    process: Process,
+    fraction: float,
+    *,
+    power: Annotated[float, Between(0.5, 10)] = 2.0,
+    blend: Annotated[float, Between(0, 1)] = 0.0,
+) -> float:
+    """Uniform in τ^{1/power}, with τ the time at which ``VP()`` has the same λ; λ mixed with ``blend`` of ``logsnr``'s.
+
+    One clock for every process: between equal ends, the same λ under each. On ``VP()`` itself power 1 is ``time`` and
+    2 is ``time-quadratic``; larger powers take more steps near the data, and ``blend`` = 1 is ``logsnr``.
+    """
+    noise, data = process.half_log_snr(process.t_max), process.half_log_snr(process.t_min)
+    first, last = (_CLOCK.t_of_half_log_snr(level) ** (1 / power) for level in (noise, data))
+    level = _CLOCK.half_log_snr(_line(first, last, fraction) ** power)
+    return process.t_of_half_log_snr(_line(level, _line(noise, data, fraction), blend))
+
+
+_CLOCK = VP()
 
 
 def logsnr(process: Process, fraction: float) -> float:
@@ -84,6 +105,7 @@ def shift(process: Process, fraction: float, *, shift: Annotated[float, Between(
 GRIDS: dict[str, Callable[..., float]] = {
     "time": time,
     "time-quadratic": time_quadratic,
+    "vp-time": vp_time,
     "logsnr": logsnr,
     "exponential": logsnr,  # k-diffusion's name for it: uniform in log σ
     "karras": karras,

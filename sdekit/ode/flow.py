@@ -50,7 +50,7 @@ def integrate(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     steps: int | None = None,
-    grid: GridSpec = "logsnr",
+    grid: GridSpec = "auto",
     gradients: str = "none",
     max_attempts: int = 1000,
     options: Mapping[str, Any] | None = None,
@@ -187,7 +187,7 @@ def _run_plan(
 
 
 def plan_between(
-    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "logsnr"
+    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "auto"
 ) -> Plan:
     """A registered solver's table from t0 to t1 in either direction, without a final denoising.
 
@@ -202,11 +202,13 @@ def plan_between(
     >>> [round(row.to.t, 3) for row in plan_between("dpmpp-2m", VP(), 0.1, 0.9, 2, "time").rows]
     [0.5, 0.9]
     """
-    rule, low, high = get(solver), min(t0, t1), max(t0, t1)
+    low, high = min(t0, t1), max(t0, t1)
     if low == high:
         raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
     count = steps if isinstance(grid, str) else len(grid) - 1
-    check_count("steps", count, 1, f"{rule.name!r} takes a fixed number of steps")
+    check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
+    rule = get(solver).at(count or 1)
+    grid = rule.grid if grid == "auto" else grid
     narrowed = copy.copy(process)  # the same process, whose range is the range to cross
     object.__setattr__(narrowed, "t_min", low)
     object.__setattr__(narrowed, "t_max", high)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
+from typing import Annotated
 
 from sdekit.grid import Grid
+from sdekit.names import Between
 from sdekit.process import Knot
 from sdekit.solvers.classical import Variable, constant_eps, runge_kutta, time_between
 from sdekit.solvers.dpm_solver import single_step
 from sdekit.solvers.multistep import multistep
 from sdekit.solvers.registry import register, starting
-from sdekit.solvers.tableau import Row
+from sdekit.solvers.tableau import Row, quadrature
 
 _IPNDM = "Zhang & Chen 2023 (DEIS), iPNDM"
-_EQUAL_STEPS = {
-    1: (1.0,),
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
 _pseudo = Variable(time_between, constant_eps)
+
+
+@cache
+def _equal_steps(order: int) -> list[float]:
+    """Adams–Bashforth's weights for equal steps: 1; 3/2, −1/2; 23/12, −16/12, 5/12; …"""
+    return quadrature([-j for j in range(order)], [1 / (k + 1) for k in range(order)])
 
 
 def _weigh(s: Knot, t: Knot, past: Sequence[Knot]) -> tuple[float, Sequence[float]]:
     anchor, step = constant_eps(s, t)
-    return anchor, [step * weight for weight in _EQUAL_STEPS[len(past)]]
+    return anchor, [step * weight for weight in _equal_steps(len(past))]
 
 
 def _pseudo_runge_kutta(grid: Grid, s: Knot, t: Knot, evaluations: int) -> Iterator[Row]:
@@ -86,3 +88,25 @@ def ipndm_4(grid: Grid) -> Iterator[Row]:
     on every grid.
     """
     yield from multistep(grid, 4, _weigh, partial(single_step, "eps"))
+
+
+_ORDER = Between(1, 6)
+
+
+@register("ipndm", order=2, predicts="eps", reference=f"{_IPNDM}; the order falls along the run")
+def ipndm(grid: Grid, *, first: Annotated[float, _ORDER] = 4.0, last: Annotated[float, _ORDER] = 3.0) -> Iterator[Row]:
+    """iPNDM whose order goes from ``first`` to ``last``, linearly over the steps; between two orders it mixes both.
+
+    At the noise end, where ε changes little, a high order is right; near the data, where it changes fast, a high order
+    overshoots. ``ipndm-4`` is first = last = 4. As there, the order is 2 on grids other than equal steps in σ/α.
+    """
+    steps = len(grid.evaluations)
+    for past, (s, t, _) in enumerate(grid, start=1):
+        order = first + (last - first) * (past - 1) / max(1, steps - 1)
+        low, share = int(order), order - int(order)
+        anchor, step = constant_eps(s, t)
+        weights = [0.0] * min(past, low + (share > 0))
+        for part, mixed in ((low, 1 - share), (low + 1, share)):
+            for j, weight in enumerate(_equal_steps(min(part, past))[: len(weights)]):
+                weights[j] += mixed * step * weight
+        yield Row(to=t, anchor=anchor, history=tuple(weights))

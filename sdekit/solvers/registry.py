@@ -32,8 +32,10 @@ class Solver:
         split: evaluations of each step for a budget; by default full steps and one step for the rest.
         invariant: whether x/α depends on the knots' λ alone, so that every process gives the same samples. A method
             that steps in t, or in a table's β, is not.
+        grid: the grid that it runs on where none is asked for.
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
+        choose: the solver that runs in this one's place, for a number of evaluations; see ``at``.
     """
 
     name: str
@@ -44,8 +46,18 @@ class Solver:
     reference: str
     split: Split = field(repr=False)
     invariant: bool = True
+    grid: str = "logsnr"
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
+    choose: Callable[[int], Solver] | None = field(default=None, repr=False)
+
+    def at(self, evaluations: int) -> Solver:
+        """The solver that runs with that many evaluations: itself, unless it is a choice of others, as ``auto`` is.
+
+        >>> get("ddim").at(10).name
+        'ddim'
+        """
+        return self.choose(evaluations) if self.choose else self
 
     @property
     def available(self) -> dict[str, Option]:
@@ -68,7 +80,7 @@ class Solver:
         *,
         nfe: int | None = None,
         steps: int | None = None,
-        grid: GridSpec = "logsnr",
+        grid: GridSpec = "auto",
         final: str = "denoise",
     ) -> Plan:
         """The table of a run of ``nfe`` evaluations or of ``steps`` steps.
@@ -77,7 +89,7 @@ class Solver:
             nfe: evaluations in all, the final denoising among them; exact. A rest that is too small
                 for a full step becomes one step of lower order.
             steps: steps, each with its full number of evaluations, instead of ``nfe``.
-            grid: a grid's name or its times; times alone say the number of steps.
+            grid: a grid's name or its times; times alone say the number of steps. ``"auto"`` is the solver's own.
             final: ``"denoise"`` ends with x_0 as predicted at t_min (one evaluation), ``"none"`` at x(t_min).
 
         Raises ValueError for a budget too small, or an nfe and a grid that contradict each other.
@@ -92,12 +104,13 @@ class Solver:
     def make_plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
         last = lookup("final", final, _FINAL)
         budget = self._budget(nfe, steps, grid, last)
-        knots = Grid.make(process, grid, budget)
-        rows = list(self.rows(knots, **dict(self.options)))
+        rule = self.at(sum(budget))
+        knots = Grid.make(process, rule.grid if grid == "auto" else grid, budget)
+        rows = list(rule.rows(knots, **dict(rule.options)))
         if last:
-            c_x, c_F = convert(self.predicts, "x0", process, knots.knots[-1].t)  # noqa: N806
+            c_x, c_F = convert(rule.predicts, "x0", process, knots.knots[-1].t)  # noqa: N806
             rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
-        plan = Plan(knots.knots[0], tuple(rows), self.predicts)
+        plan = Plan(knots.knots[0], tuple(rows), rule.predicts)
         if plan.nfe != sum(budget) + last:
             raise ValueError(
                 f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned"
@@ -168,6 +181,7 @@ def register(
     split: Split | None = None,
     invariant: bool = True,
     vary: Vary | None = None,
+    choose: Callable[[int], Solver] | None = None,
 ) -> Callable[[Rows], Rows]:
     """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
 
@@ -182,7 +196,16 @@ def register(
         options_of(rows)
         split_or_full = split or full_steps(evaluations)
         _SOLVERS[name] = Solver(
-            name, rows, order, predicts, evaluations, reference, split_or_full, invariant=invariant, vary=vary
+            name,
+            rows,
+            order,
+            predicts,
+            evaluations,
+            reference,
+            split_or_full,
+            invariant=invariant,
+            vary=vary,
+            choose=choose,
         )
         return rows
 
