@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sdekit import data, divergence, metrics, nn, solvers, targets
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
+    from sdekit.correction import Langevin
     from sdekit.fitting import fit_ays, fit_gits
     from sdekit.grid import Grid, table_times
     from sdekit.likelihood import LogLikelihood, Quantization, elbo, log_prob
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "adaptive": ("AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
+    "correction": ("Langevin",),
     "fitting": ("fit_ays", "fit_gits"),
     "grid": ("Grid", "table_times"),
     "likelihood": ("LogLikelihood", "Quantization", "elbo", "log_prob"),
@@ -33,10 +35,10 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
 
 __all__ = [
-    "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "LogLikelihood", "Process",
-    "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo", "encode",
-    "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "sample_adaptive", "solvers",
-    "table_times", "targets",
+    "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin", "LogLikelihood",
+    "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo",
+    "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "sample_adaptive",
+    "solvers", "table_times", "targets",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.correction import Correct, Langevin
 from sdekit.grid import GridSpec
 from sdekit.names import lookup, unknown
 from sdekit.noise import SOURCES, Draws, normal
@@ -59,10 +60,13 @@ class Solution:
     seed: int
 
 
-def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -> Iterator[tuple[Knot, Tensor]]:
+def march(
+    plan: Plan, model: Model, x: Tensor, draw: Draws, correct: Correct | None = None, **conditions: Any
+) -> Iterator[tuple[Knot, Tensor]]:
     """Run the plan's rows from x and yield each committed (knot, x). Differentiable; no host read.
 
     ``draw(start, end)`` gives the unit Wiener increment over that λ-interval, of x's shape.
+    ``correct(before, knot, x)`` gives what takes the place of x after each step, except where x is denoised.
 
     >>> from sdekit import ScoreModel, VP
     >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
@@ -71,14 +75,15 @@ def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -
     >>> len(list(states))
     3
     """
-    anchor, here = x, plan.start
+    anchor, here, before = x, plan.start, plan.start
     history: deque[Tensor] = deque(maxlen=plan.memory)
     for row in plan.rows:
         if row.evaluate:
             history.appendleft(model.predict(plan.predicts, x, here.t, **conditions))
         x, here = _combine(row, anchor, history, draw), row.to
         if row.commit:
-            anchor = x
+            x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
+            anchor, before = x, here
             yield here, x
 
 
@@ -103,6 +108,7 @@ def sample(
     grid: GridSpec = "auto",
     seed: int | None = None,
     noise: str = "independent",
+    corrector: Langevin | None = None,
     start: Tensor | None = None,
     final: str = "denoise",
     keep: str = "last",
@@ -127,6 +133,7 @@ def sample(
             Samples are then equal to the bit where the network's own results do not depend on the batch's size.
         noise: ``"independent"`` draws each interval's normals anew; ``"brownian"`` takes them from one path for each
             (seed, sample), the same for every grid and every solver (``noise.path``).
+        corrector: Langevin corrections after each step (``correction.Langevin``), counted in ``nfe``.
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
         final: ``"denoise"`` returns x_0 as predicted at t_min, ``"none"`` the state at t_min.
         keep: ``"all"`` keeps the state at every knot in ``trajectory``.
@@ -152,7 +159,7 @@ def sample(
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample)
-    plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final)
+    plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     seed = secrets.randbits(63) if seed is None else seed
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
@@ -163,18 +170,42 @@ def sample(
             samples = torch.arange(first, min(first + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
             x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
-            states = [x]
             parts = {name: _part(value, n, first, size) for name, value in conditions.items()}
-            for step, (knot, x) in enumerate(march(plan, model, x, draw, **parts)):
+            correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
+            states = [x]
+            for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):
                 states = [*states, x] if keep == "all" else [x]
                 if callback is not None:
                     callback(step, knot.t, x)
                 advance()
             kept.append(states)
-    joined = [torch.cat(states) for states in zip(*kept)]
-    all_times = (plan.start.t, *(row.to.t for row in plan.rows if row.commit))
-    times, trajectory = (all_times, torch.stack(joined)) if keep == "all" else (all_times[-1:], None)
-    return Solution(joined[-1], (model.nfe - before) // len(batches), times, trajectory, seed)
+    return _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed)
+
+
+def _plan(
+    solver: Solver,
+    corrector: Langevin | None,
+    process: Process,
+    nfe: int | None,
+    steps: int | None,
+    grid: GridSpec,
+    final: str,
+) -> tuple[Plan, list[int]]:
+    if corrector is None:
+        return solver.plan(process, nfe=nfe, steps=steps, grid=grid, final=final), []
+    return corrector.plan(solver, process, nfe, steps, grid, final)
+
+
+def _score(model: Model, conditions: Mapping[str, Any]) -> Callable[[Tensor, float], Tensor]:
+    return lambda x, t: model.predict("score", x, t, **conditions)
+
+
+def _solution(plan: Plan, batches: list[list[Tensor]], keep: str, nfe: int, seed: int) -> Solution:
+    joined = [torch.cat(states) for states in zip(*batches)]
+    times = (plan.start.t, *(row.to.t for row in plan.rows if row.commit))
+    if keep == "all":
+        return Solution(joined[-1], nfe, times, torch.stack(joined), seed)
+    return Solution(joined[-1], nfe, times[-1:], None, seed)
 
 
 def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,8 @@
 """Song et al.'s predictor, and predictor–corrector with Langevin steps of a size known beforehand.
 
 The published corrector scales its step by the norms of the score and of the noise at that moment, which no table can
-hold; in high dimension ‖z‖/‖s‖ is close to σ, and that is the step here.
+hold (``sdekit.Langevin`` does that, after the steps of any solver); in high dimension ‖z‖/‖s‖ is close to σ, and that
+is the step here.
 """
 
 from __future__ import annotations
