@@ -71,11 +71,13 @@ def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -
     >>> len(list(states))
     3
     """
+    plan = plan.to(x.device, x.dtype, x.shape[1:])
     anchor, here = x, plan.start
     history: deque[Tensor] = deque(maxlen=plan.memory)
     for row in plan.rows:
         if row.evaluate:
-            history.appendleft(model.predict(plan.predicts, x, here.t, **conditions))
+            F = model.predict(plan.predicts, x, here.t, **conditions)  # noqa: N806
+            history.appendleft(F if row.linear is None else F - row.linear * x)
         x, here = _combine(row, anchor, history, draw), row.to
         if row.commit:
             anchor = x
@@ -83,10 +85,12 @@ def march(plan: Plan, model: Model, x: Tensor, draw: Draws, **conditions: Any) -
 
 
 def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
-    """anchor·x + Σ_j b_j F_{−j} + Σ_k c_k z_k."""
+    """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     for b, F in zip(row.history, history):  # noqa: N806
         x = x + b * F if isinstance(b, Tensor) else x.add_(F, alpha=b)
+    if row.shift is not None:
+        x = x + row.shift
     for c in row.noise:
         x = x + c.coefficient * draw(c.start, c.end)
     return x
@@ -151,10 +155,10 @@ def sample(
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample)
-    plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final)
     seed = secrets.randbits(63) if seed is None else seed
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
+    plan = get(solver).plan(model.process, nfe=nfe, steps=steps, grid=grid, final=final).to(where, dtype, event)
     before, batches = model.nfe, range(0, n, size)
     kept: list[list[Tensor]] = []
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
@@ -163,7 +167,7 @@ def sample(
             draw = source(seed, plan.intervals, samples, event, dtype)
             x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
             states = [x]
-            parts = {name: _part(value, n, first, size) for name, value in conditions.items()}
+            parts = conditions_of(conditions, n, first, size)
             for step, (knot, x) in enumerate(march(plan, model, x, draw, **parts)):
                 states = [*states, x] if keep == "all" else [x]
                 if callback is not None:
@@ -180,9 +184,14 @@ def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: 
     return normal(seed, 0, samples, event, dtype) * plan.start.sigma
 
 
-def _part(value: Any, n: int, first: int, size: int) -> Any:
-    batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
-    return value[first : first + size] if batched else value
+def conditions_of(conditions: Mapping[str, Any], n: int, first: int, size: int) -> dict[str, Any]:
+    """The conditions of one batch: of a tensor whose first dimension is n, the part from ``first`` on."""
+
+    def part(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
+        return value[first : first + size] if batched else value
+
+    return {name: part(value) for name, value in conditions.items()}
 
 
 def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
@@ -222,7 +231,7 @@ def check_conditions(model: Model, conditions: Mapping[str, Any], function: Call
 
 
 @contextmanager
-def progress_bar(show: bool, total: int) -> Generator[Callable[[], object]]:
+def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[[], object]]:
     """A bar on stderr where ``show``; what it yields is called once for each of ``total`` steps."""
     if not show:
         yield lambda: None
@@ -231,5 +240,5 @@ def progress_bar(show: bool, total: int) -> Generator[Callable[[], object]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("sampling", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
