@@ -9,9 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import sdekit as sk
-from sdekit.data import digits
 from sdekit.grid import Grid
-from sdekit.nn import digits_model
 from sdekit.solvers import Statistics
 from sdekit.targets import Gaussian
 from sdekit.testing import laws, simgpu
@@ -202,8 +200,8 @@ ORDERS = [
 def test_orders(fitted, options, order):
     solver = fitted.solver(**options)
     assert solver.order == order
-    # a corrector's error is small and its leading term leads late
-    steps = (512, 1024) if options["order"] == 2 else (256, 512)
+    # a corrector's error is small, and its leading term leads late
+    steps = (256, 512) if options["corrector"] == "full" else (128, 256)
     measured = laws.measured_order(lambda n: laws.flow_error(solver, n), steps)
     assert abs(measured - order) < 0.3
 
@@ -261,14 +259,15 @@ def test_one_step_is_exact_on_gaussian_data(process):
     assert one_step_error(process, Statistics(process, at, linear, 0 * linear, -slope * MEAN)) < 1e-10
 
 
-def test_fitted_statistics_are_as_exact_as_their_splines():
-    process, target = sk.VP(), Gaussian(MEAN, torch.diag(VARIANCE)).double()
-    coarse, fine = (
-        one_step_error(process, sk.solvers.fit_statistics(target.model(process), target.sample(4), knots=knots))
-        for knots in (30, 60)
-    )
-    assert fine < 1e-4
-    assert 12 < coarse / fine < 24  # fourth order
+def test_the_splines_are_of_fourth_order_at_least():
+    process, target, errors = sk.VP(), Gaussian(MEAN, torch.diag(VARIANCE)).double(), {}
+    for knots in (120, 240):
+        at = knots_of(process, knots)
+        linear, slope = gaussian_coefficients(process, at)
+        errors[knots] = one_step_error(process, Statistics(process, at, linear, 0 * linear, -slope * MEAN))
+    assert math.log2(errors[120] / errors[240]) > 3.7
+    fitted = sk.solvers.fit_statistics(target.model(process), target.sample(4), knots=60)
+    assert one_step_error(process, fitted) < 1e-4  # its b has the spline's slope in it
 
 
 def exact_regression(process, half_log_snr):
@@ -306,13 +305,13 @@ def exact_regression(process, half_log_snr):
 
 def test_the_fit_is_the_regression_and_its_error_falls_with_the_samples():
     process, mixture = laws._PROCESS, laws._mixture()
-    places = [12, 18, 21]
-    truth = np.array([exact_regression(process, float(knots_of(process, 25)[place])) for place in places])
+    places = [8, 12, 14]
+    truth = np.array([exact_regression(process, float(knots_of(process, 17)[place])) for place in places])
     errors = []
     for n in (128, 2048):
         found = [
-            sk.solvers.fit_statistics(mixture.model(process), mixture.sample(n, seed=seed), knots=25, seed=seed)
-            for seed in range(6)
+            sk.solvers.fit_statistics(mixture.model(process), mixture.sample(n, seed=seed), knots=17, seed=seed)
+            for seed in range(5)
         ]
         values = [
             [[float(v[place, 0]) for v in (one.linear, one.scaling, one.bias)] for place in places] for one in found
@@ -349,10 +348,22 @@ def test_a_shape_draws_the_samples_from_the_model():
 
 
 def test_a_network_with_fused_attention_is_fitted():
-    data = digits().train[:64]
-    solver = sk.solvers.fit_dpm_v3(digits_model(), data, knots=4, label=torch.arange(64) % 11)
-    x = sk.sample(digits_model(), (2, 1, 8, 8), solver=solver, nfe=5, seed=0).x
-    assert x.isfinite().all()
+    """The fused operation has no forward mode."""
+
+    def net(x, t):
+        return torch.nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0]
+
+    assert sk.solvers.fit_statistics(sk.ScoreModel(net, sk.VP()), noise(3, 4, 8), knots=4).event == (4, 8)
+
+
+def test_a_fit_on_the_simulated_device():
+    data = noise(6, 2, dtype=torch.float32)
+    here = sk.solvers.fit_statistics(sk.ScoreModel(TimeNet(torch.float32), sk.VP()), data, knots=4)
+    with simgpu.device() as gpu:
+        model = sk.ScoreModel(TimeNet(torch.float32).to(gpu.device), sk.VP())
+        there = sk.solvers.fit_statistics(model, data, knots=4)
+    assert torch.equal(here.linear, there.linear)
+    assert torch.equal(here.bias, there.bias)
 
 
 def test_they_are_kept_in_a_file(tmp_path):

@@ -94,7 +94,7 @@ class Statistics:
         known = options_of(Statistics.rows)
         check_options(NAME, known, options)
         chosen = {name: options.get(name, option.default) for name, option in known.items()}
-        given = tuple(sorted(options.items()))
+        given = tuple(sorted((name, value) for name, value in options.items() if value != known[name].default))
         paper = "Zheng et al. 2023 (DPM-Solver-v3), algorithm 2"
         return Solver(NAME, self.rows, _order(**chosen), "eps", 1, paper, full_steps(1), given, process=self.process)
 
