@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.interpolate import CubicSpline
 
 import sdekit as sk
 from sdekit.grid import Grid
@@ -41,7 +42,7 @@ def wavy(process, count=30):
 def fitted():
     """The statistics of the laws' mixture."""
     mixture = laws._mixture()
-    return sk.solvers.fit_statistics(mixture.model(laws._PROCESS), mixture.sample(1024), knots=60)
+    return sk.solvers.fit_statistics(mixture.model(laws._PROCESS), mixture.sample(512), knots=50)
 
 
 # --- the solver ----------------------------------------------------------------------------------------------------
@@ -164,8 +165,10 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@over_processes
+CASES = [(PROCESSES[0], options) for options in OPTIONS] + [(process, OPTIONS[5]) for process in PROCESSES[1:]]
+
+
+@pytest.mark.parametrize(("process", "options"), CASES, ids=str)
 def test_the_papers_algorithms(process, options):
     statistics, model = wavy(process), laws._mixture((-0.8, 0.2, 0.7), 0.5).model(process)
     pair = sk.ScoreModel(  # two elements, each a mixture of its own
@@ -234,13 +237,16 @@ def gaussian_coefficients(process, at):
 
 @over_processes
 def test_gaussian_data_have_the_closed_form(process):
-    """f = −l m is the same for every x: s = 0 and b = −l' m, up to the spline's slope."""
+    """f = −l m is the same for every x, so that s = 0 and b = −l' m, but for the spline's error in l' times y = x/α."""
     target = Gaussian(MEAN, torch.diag(VARIANCE)).double()
-    statistics = sk.solvers.fit_statistics(target.model(process), target.sample(4), knots=60)
+    statistics = sk.solvers.fit_statistics(target.model(process), target.sample(4), knots=20)
     linear, slope = gaussian_coefficients(process, statistics.half_log_snr)
     assert torch.allclose(statistics.linear, linear, rtol=0, atol=1e-10)
     assert (statistics.scaling == 0).all()
-    assert (statistics.bias + slope * MEAN).abs().max() < 1e-2
+    at = statistics.half_log_snr.numpy()
+    error = (slope - torch.from_numpy(CubicSpline(at, linear.numpy()).derivative()(at))).abs()
+    y = MEAN.abs() + 2 * (1 + torch.exp(-2 * statistics.half_log_snr)).sqrt()[:, None]  # a mean of 4, to 4 deviations
+    assert ((statistics.bias + slope * MEAN).abs() <= error * y + 1e-9).all()
 
 
 def one_step_error(process, statistics):
@@ -311,7 +317,7 @@ def test_the_fit_is_the_regression_and_its_error_falls_with_the_samples():
     for n in (128, 2048):
         found = [
             sk.solvers.fit_statistics(mixture.model(process), mixture.sample(n, seed=seed), knots=17, seed=seed)
-            for seed in range(5)
+            for seed in range(4)
         ]
         values = [
             [[float(v[place, 0]) for v in (one.linear, one.scaling, one.bias)] for place in places] for one in found
@@ -338,6 +344,11 @@ def test_batches_and_conditions_change_nothing():
     assert model.nfe == 2 * 5 * (1 + 3)
     for name in ("linear", "scaling", "bias"):
         assert torch.allclose(getattr(whole, name), getattr(parts, name), rtol=1e-9, atol=1e-9)
+
+
+def test_progress_is_shown_on_stderr(capsys):
+    sk.solvers.fit_statistics(sk.ScoreModel(lambda x, t: x, sk.VP()), noise(4, 2), knots=4, progress=True)
+    assert "statistics" in capsys.readouterr().err
 
 
 def test_a_shape_draws_the_samples_from_the_model():
