@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import CubicSpline
 
 import sdekit as sk
+from sdekit.files import write_tensors
 from sdekit.grid import Grid
 from sdekit.solvers import Statistics
 from sdekit.targets import Gaussian
@@ -512,9 +513,14 @@ def test_statistics_of_too_few_samples():
 def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"no readable safetensors file"):
         Statistics.load(tmp_path / "none.safetensors")
-    from sdekit.files import write_tensors
-
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)}, {})
+
+    class Own(sk.VP):
+        """A process that a file cannot hold."""
+
+    with pytest.raises(ValueError, match=r"unknown process 'Own'"):
+        constant(Own(), 1, 0, 0).save(tmp_path / "own.safetensors")
+    assert not (tmp_path / "own.safetensors").exists()
     with pytest.raises(ValueError, match=r"other.safetensors' holds no statistics; Statistics.save writes them"):
         Statistics.load(tmp_path / "other.safetensors")
 

@@ -25,7 +25,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from sdekit.files import read_tensors, write_tensors
@@ -132,10 +131,8 @@ class Statistics:
             values = count + (corrector == "pseudo")  # that the corrector uses
             wanted = corrector != "none" and values > 1 and (not half or t.t <= self.process.t_max / 2)
             corrects = wanted and i < len(steps) - 1
-            with np.errstate(over="ignore", invalid="ignore"):  # ``row`` refuses what is not finite
-                step = _Step(self, s, t, max(count, values))
-                row = step.row(made, made[:count], predictor == "pseudo", evaluate=fresh, commit=not corrects)
-            yield row
+            step = _Step(self, s, t, max(count, values))
+            yield step.row(made, made[:count], predictor == "pseudo", evaluate=fresh, commit=not corrects)
             if corrects:
                 past, made = made[1 : values - 1], [t, *made]
                 yield step.row(made, [s, t, *past], corrector == "pseudo", evaluate=True, commit=True)
@@ -164,6 +161,8 @@ class Statistics:
     @cached_property
     def curves(self) -> Curves:
         """The splines through the statistics."""
+        from scipy.interpolate import CubicSpline  # takes 0.15 s, which no other solver needs
+
         arrays = (getattr(self, name).numpy() for name in ("linear", "scaling", "bias"))
         linear, scaling, bias = (CubicSpline(self.half_log_snr.numpy(), array) for array in arrays)
         return Curves(linear, scaling, bias, linear.antiderivative(), scaling.antiderivative())
@@ -182,6 +181,7 @@ class Curves(NamedTuple):
 class _Step:
     """The integrals of one step from s to t, over [λ_s, λ_t], to rounding."""
 
+    @np.errstate(over="ignore", invalid="ignore")  # ``row`` refuses what is not finite
     def __init__(self, statistics: Statistics, s: Knot, t: Knot, count: int) -> None:
         self.statistics, self.s, self.t = statistics, s, t
         curves = statistics.curves
@@ -224,6 +224,7 @@ class _Step:
         lost = scaling(self.s.half_log_snr) - scaling(knot.half_log_snr)
         return np.exp(lost - knot.half_log_snr), offset
 
+    @np.errstate(over="ignore", invalid="ignore")
     def row(self, made: Sequence[Knot], nodes: Sequence[Knot], pseudo: bool, *, evaluate: bool, commit: bool) -> Row:
         """x at t from the polynomial through g at ``nodes``, s first; they are the newest that were ``made``."""
         offsets = [(knot.half_log_snr - self.s.half_log_snr) / self.h for knot in nodes]
