@@ -180,13 +180,12 @@ class _Ruler:
         return {name: metric.distance(*pairs[metric.features]).item() for name, metric in unpaired.items()}
 
 
-def _named(solvers: Sequence[str | Solver]) -> dict[str, Solver]:
+def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
     """Each solver by what its cells are to call it: the name given, or that of a ``Solver`` with its options."""
-    named: dict[str, Solver] = {}
+    named: dict[str, str | Solver] = {}
     for spec in solvers:
-        solver = get(spec)
-        label = spec if isinstance(spec, str) else solver.label
-        if named.setdefault(label, solver) != solver:
+        label = spec if isinstance(spec, str) else spec.label
+        if get(named.setdefault(label, spec)) != get(spec):
             raise ValueError(f"solvers: two different ones are called {label!r}; compare them in two runs")
     return named
 
@@ -202,7 +201,7 @@ class _Run:
     target: str
     ruler: _Ruler
     network: str
-    solvers: Mapping[str, Solver]
+    solvers: Mapping[str, str | Solver]
 
     def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
         """The cells to measure, cheapest first; one that has no plan carries a note."""
@@ -217,7 +216,7 @@ class _Run:
         return [self._cell(solver, grid, n) for n, grid, solver in axes]
 
     def _cell(self, spec: str, grid: str, nfe: int) -> Cell:
-        solver, process = self.solvers[spec], self.model.process
+        solver, process = get(self.solvers[spec]), self.model.process
         try:
             table = solver.plan(process, nfe=nfe, grid=grid)
             plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
@@ -264,8 +263,8 @@ class _Run:
         return replace(cell, metrics=paired | self.ruler.against_data(x)), x
 
     def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
-        rule = self.solvers[solver] if solver in self.solvers else get(solver)
-        rows = rule.plan(self.model.process, nfe=nfe, grid=grid).rows
+        rule = self.solvers.get(solver, solver)
+        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid).rows
         size = self.batch_size or n
         callback = ticker.start(label, nfe * n / (-(-n // size) * sum(row.commit for row in rows)))
         return sample(
