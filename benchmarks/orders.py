@@ -43,6 +43,7 @@ Some solvers have another order than their name or their paper says; each one's 
 `dpm-solver-3m` as released weigh the second difference by half. `ipndm-3`, `ipndm-4` and `pndm` have the coefficients
 of equal steps in σ/α, on other grids they are of order 2. `unipc-p` is of order p + 1 with its corrector, where its
 start lets it. A high order is no promise for 5 or 10 evaluations: there `sdekit compare` measures.
+[DPM-Solver-v3](dpm-solver-v3.md) is missing here: it is fitted to a model first.
 
 **Evaluations** are those of each step: those of the first steps, where they differ, come first.
 

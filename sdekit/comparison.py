@@ -27,7 +27,7 @@ from sdekit.metrics import METRICS
 from sdekit.noise import normal
 from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
-from sdekit.solvers import get
+from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 
 Samples = Float[Tensor, "_ *_"]
@@ -79,7 +79,7 @@ def compare(
     model: Model,
     reference: Samples,
     *,
-    solvers: Sequence[str] = DEFAULT_SOLVERS,
+    solvers: Sequence[str | Solver] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
     grid: str | Sequence[str] = "auto",
     samples: int = 512,
@@ -96,7 +96,8 @@ def compare(
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
         reference: real data [m, *event], best not seen in training.
-        solvers: names, with options as in ``"ddim(eta=0.5)"``; by default ``DEFAULT_SOLVERS``.
+        solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
+            which the cells name alike; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
         grid: one name or several; ``"auto"`` is each solver's own.
         samples: size of each generated set; small ones bias distances upwards, the floor alike.
@@ -120,8 +121,10 @@ def compare(
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     ruler = _Ruler.make(reference, real, features, samples)
-    run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, _digest(*_contents(model)))
-    cells = run.cells(solvers, [grid] if isinstance(grid, str) else grid, nfe)
+    named = _named(solvers)
+    network = _digest(*_contents(model))
+    run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, network, named)
+    cells = run.cells(list(named), [grid] if isinstance(grid, str) else grid, nfe)
     store = Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
@@ -177,6 +180,16 @@ class _Ruler:
         return {name: metric.distance(*pairs[metric.features]).item() for name, metric in unpaired.items()}
 
 
+def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
+    """Each solver by what its cells are to call it: the name given, or that of a ``Solver`` with its options."""
+    named: dict[str, str | Solver] = {}
+    for spec in solvers:
+        label = spec if isinstance(spec, str) else spec.label
+        if get(named.setdefault(label, spec)) != get(spec):
+            raise ValueError(f"solvers: two different ones are called {label!r}; compare them in two runs")
+    return named
+
+
 @dataclass(frozen=True)
 class _Run:
     """What all cells of a comparison share."""
@@ -188,6 +201,7 @@ class _Run:
     target: str
     ruler: _Ruler
     network: str
+    solvers: Mapping[str, str | Solver]
 
     def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
         """The cells to measure, cheapest first; one that has no plan carries a note."""
@@ -202,9 +216,10 @@ class _Run:
         return [self._cell(solver, grid, n) for n, grid, solver in axes]
 
     def _cell(self, spec: str, grid: str, nfe: int) -> Cell:
-        solver, process = get(spec), self.model.process
+        solver, process = get(self.solvers[spec]), self.model.process
         try:
-            plan, note = _digest(repr(solver.plan(process, nfe=nfe, grid=grid))), ""
+            table = solver.plan(process, nfe=nfe, grid=grid)
+            plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
         except ValueError as error:
             plan, note = "", str(error)
         shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, *METRICS)
@@ -248,11 +263,12 @@ class _Run:
         return replace(cell, metrics=paired | self.ruler.against_data(x)), x
 
     def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
-        rows = get(solver).plan(self.model.process, nfe=nfe, grid=grid).rows
+        rule = self.solvers.get(solver, solver)
+        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid).rows
         size = self.batch_size or n
         callback = ticker.start(label, nfe * n / (-(-n // size) * sum(row.commit for row in rows)))
         return sample(
-            self.model, (n, *self.shape[1:]), solver=solver, nfe=nfe, grid=grid, seed=self.seed, callback=callback,
+            self.model, (n, *self.shape[1:]), solver=rule, nfe=nfe, grid=grid, seed=self.seed, callback=callback,
             batch_size=size,
         ).x.cpu()  # fmt: skip
 

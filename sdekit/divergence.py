@@ -17,7 +17,9 @@ Products are with Jᵀ in reverse mode and with J in forward mode; the trace is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +123,20 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     return (value if keep else value.detach()), products
 
 
+@contextmanager
+def forward_mode(message: str) -> Generator[None]:
+    """Raise ValueError(message) where an operation has no forward-mode derivative; its name takes the place of {}."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".torch.jit.script.", DeprecationWarning)  # torch's own
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        found = re.search(r"forward AD with (\S+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(message.format(found[1])) from error
+
+
 def _jvp(f: Map, x: Tensor, chunk_size: int | None, probes: Tensor | None) -> tuple[Tensor, Products]:
     """f(x) and J times probes by forward mode; f(x) and J times ``probes`` come from one evaluation."""
 
@@ -130,13 +146,8 @@ def _jvp(f: Map, x: Tensor, chunk_size: int | None, probes: Tensor | None) -> tu
     vmap: Any = torch.vmap  # its stub does not know that an output may be the same for all
 
     def both(v: Tensor) -> tuple[Tensor, Tensor]:
-        try:
+        with forward_mode("mode='jvp': {} has no forward-mode derivative; use mode='vjp'"):
             parts = [vmap(one, out_dims=(None, 0))(part) for part in v.split(chunk_size or len(v))]
-        except (NotImplementedError, RuntimeError) as error:
-            found = re.search(r"forward AD with (\S+)", str(error))
-            if found is None:
-                raise
-            raise ValueError(f"mode='jvp': {found[1]} has no forward-mode derivative; use mode='vjp'") from error
         return parts[0][0], torch.cat([products for _, products in parts])
 
     if probes is None:

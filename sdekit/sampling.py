@@ -75,11 +75,13 @@ def march(
     >>> len(list(states))
     3
     """
+    plan = plan.to(x.device, x.dtype, x.shape[1:])
     anchor, here, before = x, plan.start, plan.start
     history: deque[Tensor] = deque(maxlen=plan.memory)
     for row in plan.rows:
         if row.evaluate:
-            history.appendleft(model.predict(plan.predicts, x, here.t, **conditions))
+            F = model.predict(plan.predicts, x, here.t, **conditions)  # noqa: N806
+            history.appendleft(F if row.linear is None else F - row.linear * x)
         x, here = _combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
@@ -88,10 +90,12 @@ def march(
 
 
 def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
-    """anchor·x + Σ_j b_j F_{−j} + Σ_k c_k z_k."""
+    """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     for b, F in zip(row.history, history):  # noqa: N806
         x = x + b * F if isinstance(b, Tensor) else x.add_(F, alpha=b)
+    if row.shift is not None:
+        x = x + row.shift
     for c in row.noise:
         x = x + c.coefficient * draw(c.start, c.end)
     return x
@@ -159,10 +163,11 @@ def sample(
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample)
-    plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     seed = secrets.randbits(63) if seed is None else seed
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
+    plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
+    plan = plan.to(where, dtype, event)
     before, batches = model.nfe, range(0, n, size)
     kept: list[list[Tensor]] = []
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
@@ -170,7 +175,7 @@ def sample(
             samples = torch.arange(first, min(first + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
             x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
-            parts = {name: _part(value, n, first, size) for name, value in conditions.items()}
+            parts = conditions_of(conditions, n, first, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
             for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):
@@ -212,9 +217,14 @@ def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: 
     return normal(seed, 0, samples, event, dtype) * plan.start.sigma
 
 
-def _part(value: Any, n: int, first: int, size: int) -> Any:
-    batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
-    return value[first : first + size] if batched else value
+def conditions_of(conditions: Mapping[str, Any], n: int, first: int, size: int) -> dict[str, Any]:
+    """The conditions of one batch: of a tensor whose first dimension is n, the part from ``first`` on."""
+
+    def part(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
+        return value[first : first + size] if batched else value
+
+    return {name: part(value) for name, value in conditions.items()}
 
 
 def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
@@ -254,7 +264,7 @@ def check_conditions(model: Model, conditions: Mapping[str, Any], function: Call
 
 
 @contextmanager
-def progress_bar(show: bool, total: int) -> Generator[Callable[[], object]]:
+def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[[], object]]:
     """A bar on stderr where ``show``; what it yields is called once for each of ``total`` steps."""
     if not show:
         yield lambda: None
@@ -263,5 +273,5 @@ def progress_bar(show: bool, total: int) -> Generator[Callable[[], object]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("sampling", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)

@@ -15,8 +15,8 @@ from sdekit import noise
 from sdekit.data import digits
 from sdekit.nn import Classifier, UNet, digits_features, digits_model, load_model, load_network, save_network
 from sdekit.nn import digits as recipe
-from sdekit.nn.store import build_process, describe_process
 from sdekit.nn.unet import ResidualBlock, SelfAttention
+from sdekit.process.description import build_process, describe_process
 from sdekit.training import Optimisation, batch_rows, denoising_loss, denoising_risk
 
 WEIGHTS = resources.files("sdekit") / "weights"

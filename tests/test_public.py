@@ -24,6 +24,16 @@ def test_a_function_keeps_its_name_when_its_module_is_imported():
     assert sk.sample is sdekit.sampling.sample
 
 
+def test_solvers_gives_what_fits_them_too():
+    from sdekit.model_statistics import fit_dpm_v3, fit_statistics
+
+    assert sk.solvers.fit_dpm_v3 is fit_dpm_v3
+    assert sk.solvers.fit_statistics is fit_statistics
+    assert {"fit_dpm_v3", "fit_statistics"} <= set(dir(sk.solvers))
+    with pytest.raises(AttributeError, match=r"'sdekit.solvers' has no attribute 'fit_dpm'"):
+        sk.solvers.fit_dpm  # noqa: B018
+
+
 def test_help_does_not_import_torch():
     code = "import sys, sdekit.cli; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

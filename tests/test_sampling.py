@@ -125,6 +125,18 @@ def test_gradients_flow_through_the_loop():
     assert start.grad.item() == pytest.approx(ratio[0] / ratio[1], rel=1e-6)
 
 
+def test_rows_with_a_constant_and_a_linear_part():
+    """x ← 2·anchor + 3 (F − 0.5 x) + 4, by hand; a tensor coefficient is cast to the state's dtype."""
+    model, x = sk.ScoreModel(lambda x, t: 7 * x, sk.VP()), torch.tensor([[1.0, 2.0]])
+    for c in (1.0, torch.ones(2, dtype=torch.float64)):
+        row = sk.solvers.Row(to=sk.VP().knot(0.5), anchor=2.0 * c, history=(3.0 * c,), shift=4.0 * c, linear=0.5 * c)
+        plan = sk.solvers.Plan(sk.VP().knot(1.0), (row,), "eps")
+        ((_, out),) = sk.march(plan, model, x, lambda start, end: x)
+        assert torch.equal(out, 2 * x + 3 * (7 * x - 0.5 * x) + 4)
+        assert out.dtype == torch.float32
+    assert "shift tensor[2]; F less tensor[2]·x" in str(plan)
+
+
 def test_half_precision_networks_keep_a_float32_state():
     net = sk.ScoreModel(TimedLinear().to(torch.bfloat16), sk.VP())
     out = sk.sample(net, (4, 3), nfe=6, seed=0)

@@ -24,9 +24,10 @@ from torch.nn import functional as F  # noqa: N812
 from sdekit.data import Images, digits
 from sdekit.model import ScoreModel
 from sdekit.nn.classifier import Classifier
-from sdekit.nn.store import describe_process, save_network
+from sdekit.nn.store import save_network
 from sdekit.nn.unet import UNet
 from sdekit.process import VP
+from sdekit.process.description import describe_process
 from sdekit.training import Checkpoint, Denoising, Optimisation, batch_rows, denoising_risk, fit, train_denoiser
 
 Net = TypeVar("Net", bound=nn.Module)

@@ -5,42 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
+from sdekit.files import read_tensors, write_tensors
 from sdekit.model import ScoreModel
 from sdekit.names import lookup
 from sdekit.nn.classifier import Classifier
 from sdekit.nn.unet import UNet
-from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.process.description import build_process
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "classifier": Classifier}
-PROCESSES: dict[str, Callable[..., Process]] = {
-    process.__name__: process for process in (VP, SubVP, VE, CosineVP, DiscreteVP, Flow)
-}
-
-
-def describe_process(process: Process) -> dict[str, Any]:
-    """The process as JSON can hold it: its name and its arguments.
-
-    >>> describe_process(VP(t_min=0.01))
-    {'name': 'VP', 'beta_min': 0.1, 'beta_max': 20.0, 't_min': 0.01, 't_max': 1.0}
-    """
-    arguments = {f.name: getattr(process, f.name) for f in fields(process) if f.init}  # type: ignore[arg-type]
-    return {"name": type(process).__name__, **arguments}
-
-
-def build_process(description: Mapping[str, Any]) -> Process:
-    """The process that ``describe_process`` described. Raises ValueError for an unknown name."""
-    arguments = dict(description)
-    return lookup("process", arguments.pop("name"), PROCESSES)(**arguments)
 
 
 def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping[str, Any]) -> None:
@@ -53,12 +31,7 @@ def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping
     if kind is None:
         raise ValueError(f"net: {type(net).__name__} cannot be stored; known: {', '.join(sorted(NETWORKS))}")
     header = {"network": kind, "config": json.dumps(net.config), "metadata": json.dumps(dict(metadata))}
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in net.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(save(tensors, metadata=header))
-    os.replace(temporary, path)
+    write_tensors(path, net.state_dict(), header)
 
 
 def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -66,12 +39,7 @@ def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
     Raises ValueError for a file that is missing, damaged or not written by ``save_network``.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"path={os.fspath(path)!r}: no readable safetensors file ({error})") from error
+    tensors, header = read_tensors(path)
     if not {"network", "config", "metadata"} <= header.keys():
         raise ValueError(f"path={os.fspath(path)!r}: its header lacks the architecture; save_network writes it")
     net = lookup("network", header["network"], NETWORKS)(**json.loads(header["config"]))

@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 from sdekit.names import Between, OneOf
+from sdekit.solvers.dpm_v3 import Statistics
 from sdekit.solvers.registry import Solver, full_steps, get, names, register, starting
 from sdekit.solvers.tableau import DATA, Draw, Plan, Row, exponential, phi, quadrature
 
@@ -11,6 +13,17 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "DATA", "Between", "Draw", "OneOf", "Plan", "Row", "Solver", "exponential", "full_steps", "get", "names", "phi",
-    "quadrature", "register", "starting",
+    "DATA", "Between", "Draw", "OneOf", "Plan", "Row", "Solver", "Statistics", "exponential", "full_steps", "get",
+    "names", "phi", "quadrature", "register", "starting",
 ]  # fmt: skip
+_FITS = ("fit_dpm_v3", "fit_statistics")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FITS:  # they sample and differentiate the model, far above this package
+        return getattr(importlib.import_module("sdekit.model_statistics"), name)
+    raise AttributeError(f"module 'sdekit.solvers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_FITS]

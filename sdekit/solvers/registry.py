@@ -36,6 +36,7 @@ class Solver:
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
         choose: the solver that runs in this one's place, for a number of evaluations; see ``at``.
+        process: the one process it is for, where it was fitted to a model; None for every process.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Solver:
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
     choose: Callable[[int], Solver] | None = field(default=None, repr=False)
+    process: Process | None = None
 
     def at(self, evaluations: int) -> Solver:
         """The solver that runs with that many evaluations: itself, unless it is a choice of others, as ``auto`` is.
@@ -62,7 +64,7 @@ class Solver:
     @property
     def available(self) -> dict[str, Option]:
         """Every option with its default and rule."""
-        return options_of(self.rows)
+        return options_of(getattr(self.rows, "__func__", self.rows))  # a method's cache must not hold its object
 
     @property
     def summary(self) -> str:
@@ -70,9 +72,19 @@ class Solver:
         return (inspect.getdoc(self.rows) or "").partition("\n")[0]
 
     @property
+    def label(self) -> str:
+        """The name with the options chosen, as ``get`` takes it.
+
+        >>> get("ddim(eta=0.5)").label
+        'ddim(eta=0.5)'
+        """
+        chosen = ", ".join(f"{name}={value!r}" for name, value in self.options)
+        return f"{self.name}({chosen})" if chosen else self.name
+
+    @property
     def stochastic(self) -> bool:
         """Whether it draws noise with these options."""
-        return bool(self.plan(VP(), steps=3).intervals)
+        return bool(self.plan(self.process or VP(), steps=3).intervals)
 
     def plan(
         self,
@@ -142,6 +154,8 @@ def _plan(
 
 _FINAL = {"denoise": 1, "none": 0}
 _SOLVERS: dict[str, Solver] = {}
+FITTED: dict[str, str] = {}
+"""Solvers that are no table until they are fitted to a model, and the call that fits them."""
 
 
 def check_count(name: str, value: object, low: int, why: str) -> None:
@@ -232,6 +246,8 @@ def get(spec: str | Solver) -> Solver:
     if isinstance(spec, Solver):
         return spec
     name, options = parse(spec)
+    if name in FITTED:
+        raise ValueError(f"solver {name!r} has to be fitted to a model first: {FITTED[name]} returns it, for solver=")
     solver = lookup("solver", name, _SOLVERS)
     if not options and solver.vary is None:
         return solver

@@ -9,16 +9,21 @@ the knot where x then lies, and it may commit x as the new anchor. That is every
     multi-stage     evaluate, evaluate, …, commit at the last
     predictor–corrector   a row that moves x without committing; the next evaluates there and commits
     churn, restart  a row with noise and no evaluation
+
+A solver fitted to a model (DPM-Solver-v3) has coefficients of the data's shape, adds a constant, and remembers of
+each prediction what is left when a linear part is taken off: F = prediction − l·x.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdekit.process import Knot
@@ -40,7 +45,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Row:
-    """x ← anchor·(the anchor) + Σ_j history[j]·F_{−j} + Σ noise, after which x lies at ``to``."""
+    """x ← anchor·(the anchor) + Σ_j history[j]·F_{−j} + shift + Σ noise, after which x lies at ``to``.
+
+    A row that evaluates puts F = prediction − linear·x into the history, x being where the network is evaluated.
+    Coefficients are floats, or tensors of the data's shape.
+    """
 
     to: Knot
     anchor: Coefficient
@@ -48,6 +57,20 @@ class Row:
     noise: tuple[Draw, ...] = ()
     evaluate: bool = True
     commit: bool = True
+    shift: Coefficient | None = None
+    linear: Coefficient | None = None
+
+    def each_tensor(self, change: Callable[[Tensor], Tensor]) -> Row:
+        """The row with ``change`` applied to each coefficient that is a tensor."""
+
+        def one(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
+        noise = tuple(replace(draw, coefficient=one(draw.coefficient)) for draw in self.noise)
+        history = tuple(one(value) for value in self.history)
+        return replace(
+            self, anchor=one(self.anchor), history=history, noise=noise, shift=one(self.shift), linear=one(self.linear)
+        )
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,39 @@ class Plan:
         found = dict.fromkeys((draw.start, draw.end) for row in self.rows for draw in row.noise)
         return tuple(found)
 
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The coefficients that are tensors, row by row."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        for row in self.rows:
+            row.each_tensor(note)
+        return tuple(found)
+
+    def to(self, device: torch.device, dtype: torch.dtype, event: Sequence[int]) -> Plan:
+        """The plan for states [n, *event] on that device: its tensors are moved there and cast.
+
+        Raises ValueError where a coefficient is a tensor of another shape than ``event``.
+
+        >>> Plan(DATA, (Row(to=DATA, anchor=torch.ones(3)),), "eps").to(torch.device("cpu"), torch.float32, [2])
+        Traceback (most recent call last):
+        ValueError: the data has shape [2], but the solver was fitted to data of shape [3]: they must be equal
+        """
+        for tensor in self.tensors:
+            if tensor.shape != torch.Size(event):
+                raise ValueError(
+                    f"the data has shape {list(event)}, but the solver was fitted to data of shape"
+                    f" {list(tensor.shape)}: they must be equal"
+                )
+        if all(tensor.device == device and tensor.dtype == dtype for tensor in self.tensors):
+            return self
+        moved = iter(torch.stack(self.tensors).to(dtype).to(device, non_blocking=True).unbind())  # one copy for all
+        return replace(self, rows=tuple(row.each_tensor(lambda _: next(moved)) for row in self.rows))
+
     def __str__(self) -> str:
         lines = [f"x at t={self.start.t:.6g}; F = {self.predicts}; NFE {self.nfe}"]
         lines.append(f"{'to t':>10}  {'evaluate':8}  {'commit':6}  {'anchor':>12}  history (newest first); noise")
@@ -97,7 +153,10 @@ class Plan:
             history = "  ".join(_number(b) for b in row.history)
             noise = "".join(f"  {_number(d.coefficient)} z[{d.start:.4g}, {d.end:.4g}]" for d in row.noise)
             flags = f"{'yes' if row.evaluate else '':8}  {'yes' if row.commit else '':6}"
-            lines.append(f"{row.to.t:>10.6g}  {flags}  {_number(row.anchor)}  {history}{';' if noise else ''}{noise}")
+            fitted = "" if row.shift is None else f"; shift {_number(row.shift).strip()}"
+            fitted += "" if row.linear is None else f"; F less {_number(row.linear).strip()}·x"
+            noise = f"{';' if noise else ''}{noise}{fitted}"
+            lines.append(f"{row.to.t:>10.6g}  {flags}  {_number(row.anchor)}  {history}{noise}")
         return "\n".join(line.rstrip() for line in lines)
 
 
