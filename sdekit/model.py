@@ -96,7 +96,7 @@ class ScoreModel:
         tensors = chain(self.net.parameters(), self.net.buffers()) if isinstance(self.net, nn.Module) else iter(())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def predict(self, kind: str, x: State, t: Time, **conditions: Any) -> State:
+    def predict(self, kind: str, x: State, t: Time, /, **conditions: Any) -> State:
         """The prediction ``kind`` at (x, t) from one network call; t is a float, 0-d or [batch]."""
         if kind == self.predicts:
             return self._call(x, t, conditions)
