@@ -96,13 +96,15 @@ def coverage() -> None:
             )
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
-    times: list[float] = []
+def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The shortest of ``repeats`` times of each, in seconds; taken in turn, so that a busy machine is fair to all."""
+    times = dict.fromkeys(runs, math.inf)
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name] = min(times[name], time.perf_counter() - start)
+    return times
 
 
 def passes(repeats: int) -> None:
@@ -110,17 +112,19 @@ def passes(repeats: int) -> None:
 
     model, x = digits_model(), torch.randn(64, 1, 8, 8)
     t = torch.full((64,), 0.5)
-    forward = best(lambda: model.predict(model.predicts, x, t), repeats)
+
+    def both(mode: str, count: int) -> Callable[[], object]:
+        v = draw_probes(x, count)
+        return lambda: divergence(lambda x: model.predict(model.predicts, x, t), x, v, mode=mode)
+
+    runs: dict[str, Callable[[], object]] = {"forward": lambda: model.predict(model.predicts, x, t)}
+    runs |= {f"{mode}, {count} probes": both(mode, count) for mode in ("vjp", "jvp") for count in (1, 4)}
     with torch.no_grad():
-        forward = min(forward, best(lambda: model.predict(model.predicts, x, t), repeats))
-        print(f"\npasses: digits U-Net, batch 64; a bare forward takes {1000 * forward:.1f} ms")
-        for mode in ("vjp", "jvp"):
-            for count in (1, 4):
-                v = draw_probes(x, count)
-                run = lambda v=v, mode=mode: divergence(  # noqa: E731
-                    lambda x: model.predict(model.predicts, x, t), x, v, mode=mode
-                )
-                print(f"{mode}, {count} probes: {best(run, repeats) / forward:.2f} × a forward", flush=True)
+        seconds = best(runs, 1 + repeats)
+    forward = seconds.pop("forward")
+    print(f"\npasses: digits U-Net, batch 64; a bare forward takes {1000 * forward:.1f} ms")
+    for name, taken in seconds.items():
+        print(f"{name}: {taken / forward:.2f} × a forward", flush=True)
 
 
 def score_sde(model: sk.ScoreModel, x: Tensor, tolerance: float, seed: int = 0) -> tuple[Tensor, int]:
@@ -148,14 +152,21 @@ def score_sde(model: sk.ScoreModel, x: Tensor, tolerance: float, seed: int = 0) 
 
 def overhead(repeats: int) -> None:
     model, x = sk.ScoreModel(lambda x, t: 0.1 * x, sk.VP()), torch.randn(16, 3, 8, 8)
-    found = log_prob(model, x)
-    ours = best(lambda: log_prob(model, x), repeats) / ((found.nfe.max().item() - 1) / 6)
-    fixed = best(lambda: log_prob(model, x, method="fixed", steps=20), repeats) / 20
-    _, nfe = score_sde(model, x, 1e-5)
-    theirs = best(lambda: score_sde(model, x, 1e-5), repeats) / ((nfe - 2) / 6)
+    steps = {
+        "sdekit per-sample": (int(log_prob(model, x).nfe.max()) - 1) / 6,
+        "sdekit fixed": 20.0,
+        "scipy RK45 on numpy": (score_sde(model, x, 1e-5)[1] - 2) / 6,
+    }
+    seconds = best(
+        dict(zip(steps, (lambda: log_prob(model, x), lambda: log_prob(model, x, method="fixed", steps=20),
+                         lambda: score_sde(model, x, 1e-5)))),
+        repeats,
+    )  # fmt: skip
+    each = {name: seconds[name] / steps[name] for name in steps}
+    theirs = each["scipy RK45 on numpy"]
     print("\noverhead: µs per solver step of six evaluations, trivial network, 16×3×8×8")
-    for name, seconds in (("sdekit per-sample", ours), ("sdekit fixed", fixed), ("scipy RK45 on numpy", theirs)):
-        print(f"{name:22}{1e6 * seconds:10.0f}   {seconds / theirs:.2f} × scipy", flush=True)
+    for name, taken in each.items():
+        print(f"{name:22}{1e6 * taken:10.0f}   {taken / theirs:.2f} × scipy", flush=True)
 
 
 def digits_cost(n: int) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ def divergence(
 def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[Tensor, Products]:
     """f(x) and Jᵀ times probes by reverse mode; a graph is kept only where gradients are wanted."""
     keep = torch.is_grad_enabled()
+    if x.device.type == "cpu":
+        _keep_freed_memory()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = f(x)
@@ -119,6 +122,17 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
         return torch.cat([one(part, True) for part in v.split(chunk_size or len(v))])
 
     return (value if keep else value.detach()), products
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a backward pass frees, instead of giving it back and paging it in again at the next.
+
+    It gives back what exceeds twice the largest block freed so far, blocks up to 32 MiB counting (mallopt(3),
+    M_MMAP_THRESHOLD): so one is made and freed, untouched. The digits U-Net's drift and divergence take 1.9 forwards
+    instead of 2.5. Elsewhere it does nothing.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _jvp(f: Map, x: Tensor, chunk_size: int | None, probes: Tensor | None) -> tuple[Tensor, Products]:
