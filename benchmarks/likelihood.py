@@ -74,26 +74,30 @@ def accuracy(large: bool) -> None:
 
 
 def coverage() -> None:
+    """Two Rademacher signs make an estimate of D = 2 one of two values: intervals around the mean of 16 then hold
+    the truth in 92.3% or in 97.9% of cases, and in nothing between."""
     process = sk.VP()
-    print("\ncoverage: truth within ±2 standard errors, 500 seeds, 16 probes (93.6% for normal estimates)")
-    for name, target in (
-        ("mixture, D = 2", mixture(2)),
-        ("mixture, D = 64", mixture(64)),
-        ("digits", digits_mixture()),
-    ):
+    print("\ncoverage: truth within ±2 standard errors, 500 seeds, 16 probes (in brackets: of ±2 s/√n)")
+    targets: list[tuple[str, Target]] = [
+        ("Gaussian, D = 2", gaussian(2)), ("Gaussian, D = 64", gaussian(64)),
+        ("mixture, D = 2", mixture(2)), ("mixture, D = 64", mixture(64)), ("digits mixture", digits_mixture()),
+    ]  # fmt: skip
+    for name, target in targets:
         x = target.sample(1, t=process.t_min, process=process)
         many = x.expand(500, *x.shape[1:])
-        for distribution in ("rademacher", "gaussian"):
+        truth = target.log_prob(x, process.t_min, process)
+        for distribution in ("rademacher", "sphere", "gaussian"):
             found = log_prob(
                 target.model(process), many, probes=16, distribution=distribution, rtol=1e-4, atol=1e-4,
                 prior=lambda z, target=target: target.log_prob(z, process.t_max, process),
             )  # fmt: skip
-            error = found.nats - target.log_prob(many, process.t_min, process)
-            inside = (error.abs() < 2 * found.stderr.probes).double().mean().item()
-            spread = error.std().item() / x[0].numel() / math.log(2)
-            print(
-                f"{name:22}{distribution:12}{100 * inside:6.1f}%   one standard error {spread:.1e} bits/dim", flush=True
+            error, errors = found.nats - truth, found.stderr
+            inside, plain = (
+                100 * (error.abs() < 2 * half).double().mean().item()
+                for half in (errors.probes, errors.estimates.plain)
             )
+            spread = error.std().item() / x[0].numel() / math.log(2)
+            print(f"{name:22}{distribution:12}{inside:6.1f}% ({plain:.1f}%)   error {spread:.1e} bits/dim", flush=True)
 
 
 def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
