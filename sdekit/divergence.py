@@ -111,10 +111,10 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     def one(v: Tensor, batched: bool) -> Tensor:
         if not value.requires_grad:  # f is constant
             return torch.zeros_like(v)
-        (product,) = torch.autograd.grad(
-            value, x, v, retain_graph=True, create_graph=keep, materialize_grads=True, is_grads_batched=batched
-        )
-        return product
+        product: Any = torch.autograd.grad(
+            value, x, v, retain_graph=True, create_graph=keep, allow_unused=True, is_grads_batched=batched
+        )[0]
+        return torch.zeros_like(v) if product is None else product
 
     def products(v: Tensor) -> Tensor:
         if len(v) == 1:  # vmap costs more than it saves

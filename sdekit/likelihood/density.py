@@ -17,10 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.data import Quantization
 from sdekit.divergence import divergence as trace
 from sdekit.divergence import draw_probes
+from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
 from sdekit.likelihood.errors import Spread, StdErr, spread_of
-from sdekit.likelihood.quantization import Quantization, truncated_normal, uniform, uniforms
 from sdekit.names import lookup
 from sdekit.ode import Evaluate, integrate, rows_of
 from sdekit.process import State

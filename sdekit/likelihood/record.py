@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.data import Quantization
 from sdekit.likelihood.density import log_prob
-from sdekit.likelihood.quantization import Quantization
 from sdekit.sampling import Model
 from sdekit.solvers.registry import check_count
 

@@ -152,7 +152,7 @@ def _per_sample(field: Field, z: Tensor, ends: tuple[float, float], settings: Se
     nfe = [1] * n
     for _ in range(settings.max_attempts):
         left = ends[1] - active.u
-        last = active.h.abs() >= left.abs() * (1 - 1e-12)
+        last = active.h / left >= 1 - 1e-12
         h = torch.where(last, left, active.h)
         step = _try_step(field, active.z, active.slope, active.u, h, nodes, active.rows)
         with torch.no_grad():
@@ -215,10 +215,8 @@ def _error_ratio(field: Field, z: Tensor, step: _Step, settings: Settings) -> Te
 def _control(ratio: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Which steps are accepted, and the factor to the next step size: a PI controller."""
     accept = ratio <= 1
-    small = ratio.clamp(min=1e-10)
-    smooth = small**-_PROPORTIONAL * memory**_INTEGRAL * _SAFETY
-    factor = torch.where(accept, smooth.clamp(_SHRINK, _GROW), (_SAFETY * small**-0.2).clamp(_SHRINK, 1.0))
-    return accept, factor
+    factor = torch.where(accept, ratio**-_PROPORTIONAL * memory**_INTEGRAL, ratio**-0.2)
+    return accept, (_SAFETY * factor).clamp(_SHRINK, _GROW)
 
 
 def _check(field: Field, active: _Active, stuck: list[bool]) -> None:
