@@ -37,7 +37,7 @@ class LogLikelihood:
 
     Attributes:
         nats: log density, or log probability of the levels with ``quantization``, [batch].
-        stderr: its errors, in nats: truth lies within ±2 of them in 95% of cases.
+        stderr: its errors, in nats.
         nfe: network evaluations that each sample took [batch].
         latent: the states at t_max [batch, *event] (of the last draw).
         blur: σ/α at the time where the ODE starts: what ``nats`` is the density of is blurred by this much.

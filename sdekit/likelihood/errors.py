@@ -58,12 +58,13 @@ class Spread:
 class StdErr:
     """What each source adds to the error of ``nats``, in nats; NaN where one draw does not tell, 0 where there is none.
 
-    ±2 of each is a 95% interval for what it measures.
+    ±2 of the random parts, ``probes`` and ``dequantisation``, is a 95% interval.
 
     Attributes:
         estimates: spread of the trace estimates of the probes.
         solver: an estimate of the ODE solver's error: each step's embedded error, weighted with what it changes in
-            the log density, absolute values added up. NaN for methods of torchdiffeq.
+            the log density, absolute values added up: its size, too small at tolerances looser than 1e-5. NaN for
+            methods of torchdiffeq.
         draws: spread of the dequantisation's draws.
     """
 
