@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
+    from sdekit.data import Quantization
     from sdekit.fitting import fit_ays, fit_gits
     from sdekit.grid import Grid, table_times
-    from sdekit.likelihood import LogLikelihood, Quantization, elbo, log_prob
+    from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
     from sdekit.ode import decode, encode, flow
     from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
@@ -23,9 +24,10 @@ _NAMES = {
     "adaptive": ("AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
     "correction": ("Langevin",),
+    "data": ("Quantization",),
     "fitting": ("fit_ays", "fit_gits"),
     "grid": ("Grid", "table_times"),
-    "likelihood": ("LogLikelihood", "Quantization", "elbo", "log_prob"),
+    "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
     "ode": ("decode", "encode", "flow"),
     "process": ("VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),

@@ -204,8 +204,8 @@ def likelihood(
 ) -> None:
     """Measure bits/dim of held-out digits under the shipped network; a run that was stopped goes on."""
     where = _device(device)
-    from sdekit.data import digits
-    from sdekit.likelihood import DIGITS, measure
+    from sdekit.data import DIGITS, digits
+    from sdekit.likelihood import measure
     from sdekit.nn import digits_model
     from sdekit.solvers.registry import check_count
 

@@ -1,4 +1,4 @@
-"""Real images: scikit-learn's digits, 1,797 handwritten digits of 8×8 pixels, split once and for all.
+"""Data of whole-number levels, and real images: scikit-learn's digits, 1,797 of 8×8 pixels, split once and for all.
 
 >>> data = digits()
 >>> data.train.shape[0] + data.held_out.shape[0]
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +65,82 @@ def every_third(labels: Int[Tensor, "n"]) -> Tensor:
     """
     occurrence = (labels[:, None] == labels).tril().sum(1)
     return occurrence % 3 == 0
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How levels u = 0 … bins − 1 became data: x_u = (u/bins − mean)/scale.
+
+    Level u owns the bin [x_u − position w, x_u + (1 − position) w) of width w = 1/(bins scale).
+
+    Args:
+        bins: how many levels.
+        mean, scale: of the affine map; the defaults put 8-bit data into [−1, 1).
+        position: where in its bin the level's x lies: 0 at the lower edge, 0.5 in the middle.
+
+    Raises ValueError for fewer than 2 bins, a scale that is not positive, a position outside [0, 1].
+
+    >>> Quantization().bits_offset, Quantization(mean=0.0, scale=1.0).bits_offset
+    (7.0, 8.0)
+    """
+
+    bins: int = 256
+    mean: float = 0.5
+    scale: float = 0.5
+    position: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.bins < 2:
+            raise ValueError(f"bins={self.bins}: at least 2 are needed")
+        if not 0 < self.scale < math.inf or not math.isfinite(self.mean):
+            raise ValueError(f"mean={self.mean}, scale={self.scale}: both must be finite and scale positive")
+        if not 0 <= self.position <= 1:
+            raise ValueError(f"position={self.position}: it must lie in [0, 1]")
+
+    @property
+    def width(self) -> float:
+        """w, the width of a bin."""
+        return 1 / (self.bins * self.scale)
+
+    @property
+    def bits_offset(self) -> float:
+        """log2(bins scale): what bits/dim gains over −log2 p of the continuous density: 8 + log2 s for 8 bits."""
+        return math.log2(self.bins * self.scale)
+
+    def values(self, levels: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """x of whole-number levels, float32.
+
+        >>> Quantization().values(torch.tensor([0, 128]))
+        tensor([-1.,  0.])
+        """
+        return ((levels.double() / self.bins - self.mean) / self.scale).float()
+
+    def levels(self, x: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The level of each x.
+
+        Raises ValueError where x is NaN, lies between levels (by more than 1% of a bin), or outside all of them.
+
+        >>> Quantization().levels(torch.tensor([-1.0, 0.0]))
+        tensor([  0, 128])
+        """
+        exact = (x.double() if x.device.type != "mps" else x) * self.scale + self.mean
+        exact = exact * self.bins
+        near = exact.round()
+        bad = ~((exact - near).abs() < 0.01) | (near < 0) | (near >= self.bins)
+        if bool(bad.any()):
+            first = x[bad][0].item()
+            low, high = -self.mean / self.scale, ((self.bins - 1) / self.bins - self.mean) / self.scale
+            raise ValueError(
+                f"x holds {first:g} ({int(bad.sum())} such values): it must be one of the {self.bins} levels from"
+                f" {low:g} to {high:g}, {self.width:g} apart"
+            )
+        return near.long()
+
+    def edges(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The lower edge of each x's bin; x is moved to its level first. Raises as ``levels``."""
+        exact = (self.levels(x).to(x.dtype) - self.position * 1.0) / self.bins
+        return (exact - self.mean) / self.scale
+
+
+DIGITS = Quantization(bins=17, mean=8 / 17, scale=8 / 17, position=0.5)
+"""scikit-learn's digits as ``digits`` gives them: u/8 − 1 for u = 0 … 16, each in the middle of its bin."""

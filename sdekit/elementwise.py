@@ -53,6 +53,11 @@ sigmoid = _either(_sigmoid, torch.sigmoid)
 softplus = _either(_softplus, lambda x: torch.logaddexp(x, torch.zeros_like(x)))
 
 
+def clock(x: Tensor) -> torch.dtype:
+    """The dtype of times and of the few coefficients made from them: float64, wherever x's device has it."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class LinearTable:
     """The piecewise linear function through (0, values[0]), (1, values[1]), …; values strictly decrease.

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,9 @@ from typer.testing import CliRunner
 
 import sdekit as sk
 from sdekit import cli, solvers
+from sdekit.data import DIGITS, digits
+from sdekit.likelihood import log_prob
+from sdekit.nn import digits_model
 
 SMALL = ["--solvers", "ddim,heun", "--nfe", "4,5", "--samples", "16"]
 
@@ -66,6 +74,28 @@ def test_likelihood_prints_what_it_records_and_goes_on(tmp_path: Path) -> None:
     assert sdekit(*words).stdout == done.stdout
     assert (tmp_path / "batches.jsonl").read_text() == batches  # nothing was computed again
     assert sdekit("likelihood", "--samples", "0").exit_code == 2
+
+
+def test_a_killed_likelihood_loses_no_finished_batch(tmp_path: Path) -> None:
+    words = ("likelihood", "--samples", "66", "--out", str(tmp_path))
+    script = "from sdekit.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", script, *words], env=environment, stderr=subprocess.DEVNULL)
+    batches, deadline = tmp_path / "batches.jsonl", time.monotonic() + 240
+    while not batches.exists() or batches.read_text().count("\n") < 2:  # what the run is, and the first 64 digits
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    finished = batches.read_text()
+    assert not (tmp_path / "likelihood.json").exists(), "it had ended before it was killed"
+    assert sdekit(*words).exit_code == 0
+    whole = batches.read_text()
+    assert whole.startswith(finished)
+    last = log_prob(digits_model(), digits().held_out[64:66], quantization=DIGITS, first=64)
+    assert json.loads(whole.splitlines()[2])["bits_per_dim"] == last.bits_per_dim.tolist()
+    assert json.loads((tmp_path / "likelihood.json").read_text())["samples"] == 66
 
 
 def test_solvers_lists_the_registry_and_explains_one() -> None:

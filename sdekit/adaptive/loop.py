@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdekit.adaptive.methods import Control, Field, Knots, Method, Step
 from sdekit.adaptive.paths import Noise
+from sdekit.elementwise import clock
 from sdekit.sampling import Model
 
 Tally = tuple[int, int]
@@ -110,20 +111,15 @@ def solve(
 
 
 def _begin(run: Run, x: Tensor, samples: Tensor, conditions: dict[str, Tensor]) -> _Active:
-    u = torch.full((len(x),), run.begin, dtype=_clock(x), device=x.device)
+    u = torch.full((len(x),), run.begin, dtype=clock(x), device=x.device)
     h = torch.full_like(u, run.method.first_step)
     (knots,) = run.field.at(u)
     memory = run.noise.recall(knots.half_log_snr, samples, 0)
     return _Active(samples, x, torch.empty_like(x), x, u, knots.t, h, torch.ones_like(u), memory, conditions)
 
 
-def _clock(x: Tensor) -> torch.dtype:
-    # float64 for the handful of coefficients, wherever the device has it
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
 def _denoise(run: Run, x: Tensor, conditions: dict[str, Tensor]) -> Tensor:
-    t = torch.full((len(x),), run.field.low, dtype=_clock(x), device=x.device)
+    t = torch.full((len(x),), run.field.low, dtype=clock(x), device=x.device)
     return run.predict("x0", x, t, conditions)
 
 

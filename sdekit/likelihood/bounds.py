@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.data import Quantization
 from sdekit.grid import Grid
-from sdekit.likelihood.quantization import Quantization
 from sdekit.names import lookup
 from sdekit.process import DiscreteVP, Process, State, match
 from sdekit.sampling import Model

@@ -17,9 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.data import Quantization
 from sdekit.divergence import divergence as trace
 from sdekit.divergence import draw_probes
-from sdekit.likelihood.quantization import Quantization, truncated_normal, uniform, uniforms
+from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
+from sdekit.likelihood.errors import Spread, StdErr, spread_of
 from sdekit.names import lookup
 from sdekit.ode import Evaluate, integrate, rows_of
 from sdekit.process import State
@@ -27,28 +29,6 @@ from sdekit.sampling import Model
 from sdekit.solvers.registry import check_count
 
 PerSample = Float[Tensor, "batch"]
-
-
-@dataclass(frozen=True)
-class StdErr:
-    """What each source adds to the error of ``nats`` [batch]; NaN where one draw does not tell, 0 where there is none.
-
-    Attributes:
-        probes: standard error of the trace estimates, from their spread; NaN with one probe.
-        solver: an estimate of the ODE solver's error: each step's embedded error, weighted with what it changes in
-            the log density, absolute values added up. NaN for methods of torchdiffeq.
-        dequantisation: standard error over the draws; NaN with one draw.
-    """
-
-    probes: PerSample
-    solver: PerSample
-    dequantisation: PerSample
-
-    @property
-    def total(self) -> PerSample:
-        """Root of the sum of squares, of those that are known."""
-        parts = torch.stack([self.probes, self.solver, self.dequantisation])
-        return parts.nan_to_num(0.0).square().sum(0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,7 @@ class LogLikelihood:
         """
         unit = self.latent[0].numel() * math.log(2)
         bits, n = self.bits_per_dim.double(), len(self.nats)
-        random = {"probes": self.stderr.probes, "dequantisation": self.stderr.dequantisation}
+        random = {"probes": self.stderr.estimates.plain, "dequantisation": self.stderr.draws.plain}
         return {
             "bits_per_dim": bits.mean().item(),
             "standard_error": bits.std().item() / math.sqrt(n) if n > 1 else math.nan,
@@ -128,12 +108,12 @@ class _Solve:
         scales = (math.hypot(process.alpha(s), process.sigma(s)) for s in (process.t_max, t))
         shift = size * (math.log(next(scales)) - math.log(next(scales)))
         nats = prior(path.x) + size * path.integral.mean(1) + shift
-        spread = torch.full_like(nats, 0.0 if self.divergence == "exact" else math.nan)
-        if path.integral.shape[1] > 1:
-            spread = size * path.integral.detach().std(1) / math.sqrt(path.integral.shape[1])
+        zero = torch.zeros_like(nats)
+        none = Spread(zero, zero)
+        spread = none if self.divergence == "exact" else spread_of(size * path.integral.detach())
         defect = torch.full_like(nats, math.nan) if path.defect is None else path.defect
         blur = math.exp(-process.half_log_snr(t))
-        return LogLikelihood(nats, StdErr(spread, defect, torch.zeros_like(nats)), path.nfe, path.x, blur)
+        return LogLikelihood(nats, StdErr(spread, defect, none), path.nfe, path.x, blur)
 
     @property
     def _kind(self) -> str:
@@ -261,14 +241,12 @@ def _join(found: list[LogLikelihood], w: Tensor, importance: bool) -> LogLikelih
     count = len(w)
     share = w.detach().softmax(0) if importance else torch.full_like(w, 1 / count)
     nats = w.logsumexp(0) - math.log(count) if importance else w.mean(0)
-    if count == 1:
-        spread = torch.full_like(nats, math.nan)
-    else:  # log-mean-exp: the relative error of the mean weight
-        spread = (share * count if importance else w.detach()).std(0) / math.sqrt(count)
-    probes = (share * torch.stack([part.stderr.probes for part in found])).square().sum(0).sqrt()
+    # log-mean-exp: the relative error of the mean weight
+    draws = spread_of((share * count if importance else w.detach()).mT)
+    estimates = Spread.join([part.stderr.estimates for part in found], share)
     solver = (share * torch.stack([part.stderr.solver for part in found])).sum(0)
     nfe = torch.stack([part.nfe for part in found]).sum(0)
-    return LogLikelihood(nats, StdErr(probes, solver, spread), nfe, found[-1].latent, found[-1].blur)
+    return LogLikelihood(nats, StdErr(estimates, solver, draws), nfe, found[-1].latent, found[-1].blur)
 
 
 def _standard(std: float) -> Callable[[Tensor], Tensor]:

@@ -13,12 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.data import Quantization
 from sdekit.likelihood.density import log_prob
-from sdekit.likelihood.quantization import Quantization
 from sdekit.sampling import Model
 from sdekit.solvers.registry import check_count
-
-_ERRORS = ("probes", "solver", "dequantisation")
 
 
 def measure(
@@ -59,10 +57,11 @@ def measure(
     with (folder / "batches.jsonl").open("a") as file:
         for first in range(len(lines) * batch_size, len(x), batch_size):
             found = log_prob(model, x[first : first + batch_size], quantization=quantization, first=first, **arguments)
-            unit = x[0].numel() * math.log(2)
+            unit, errors = x[0].numel() * math.log(2), found.stderr
+            parts = {"probes": errors.estimates.plain, "solver": errors.solver, "dequantisation": errors.draws.plain}
             line = {
                 "bits_per_dim": found.bits_per_dim.tolist(),
-                **{name: _numbers(getattr(found.stderr, name) / unit) for name in _ERRORS},
+                **{name: _numbers(part / unit) for name, part in parts.items()},
                 "nfe": found.nfe.tolist(),
             }
             lines.append(line)

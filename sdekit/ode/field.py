@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from sdekit.elementwise import atan2, log, tan
-from sdekit.prediction import convert
+from sdekit.names import lookup
+from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process
 from sdekit.sampling import Model
 
@@ -31,38 +32,33 @@ Evaluate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None
 
 @dataclass(frozen=True)
 class Variable:
-    """An integration variable u: u(t), t(u), and dθ/du as a function of (process, t)."""
+    """An integration variable u: u(t), t(u), σ of (process, t, u, α), and dθ/du of (process, t, α, σ, α² + σ²)."""
 
     of_t: Callable[[Process, Any], Any]
     to_t: Callable[[Process, Any], Any]
-    angle_rate: Callable[[Process, Tensor], Tensor]
-
-
-def _sin_cos(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    scale = torch.hypot(alpha, sigma)
-    return sigma / scale, alpha / scale
-
-
-def _minus_sin_cos(process: Process, t: Tensor) -> Tensor:
-    sin, cos = _sin_cos(process, t)
-    return -sin * cos
+    sigma: Callable[[Process, Tensor, Tensor, Tensor], Tensor]
+    angle_rate: Callable[[Process, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 VARIABLES: dict[str, Variable] = {
     "half-log-snr": Variable(
-        lambda process, t: process.half_log_snr(t), lambda process, u: process.t_of_half_log_snr(u), _minus_sin_cos
+        lambda process, t: process.half_log_snr(t),
+        lambda process, u: process.t_of_half_log_snr(u),
+        lambda process, t, u, alpha: alpha * (-u).exp(),
+        lambda process, t, alpha, sigma, square: -alpha * sigma / square,
     ),
     # dλ/dt = −g²/(2σ²)
     "t": Variable(
         lambda process, t: t,
         lambda process, u: u,
-        lambda process, t: -_minus_sin_cos(process, t) * (process.diffusion(t) / process.sigma(t)) ** 2 / 2,
+        lambda process, t, u, alpha: process.sigma(t),
+        lambda process, t, alpha, sigma, square: process.diffusion(t) ** 2 * alpha / (2 * sigma * square),
     ),
     "angle": Variable(
         lambda process, t: atan2(process.sigma(t), process.alpha(t)),
         lambda process, u: process.t_of_half_log_snr(-log(tan(u))),
-        lambda process, t: torch.ones_like(t),
+        lambda process, t, u, alpha: alpha * u.tan(),
+        lambda process, t, alpha, sigma, square: torch.ones_like(t),
     ),
 }
 
@@ -106,13 +102,17 @@ class Field:
         """The coefficients at u [stages, m], a list over the stages: computed in u's dtype, returned in the state's."""
         process = self.process
         t = self.variable.to_t(process, u).clamp(*self.range)
-        alpha, sigma, rate = process.alpha(t), process.sigma(t), self.variable.angle_rate(process, t)
-        weights = (torch.as_tensor(c, dtype=t.dtype, device=t.device) for c in convert(self.kind, "v", process, t))
-        c_x, c_F = weights  # noqa: N806
-        scale, volume = torch.hypot(alpha, sigma), rate * c_F
-        values = torch.stack([scale, rate * c_x, volume / scale, volume / self.size, alpha / (sigma * rate)])
-        rows = values.to(self.dtype)[..., None].unbind(1)
-        return [At(time, *columns) for time, columns in zip(t.to(self.dtype).unbind(0), rows)]
+        alpha = process.alpha(t)
+        sigma = self.variable.sigma(process, t, u, alpha)
+        square = torch.addcmul(alpha * alpha, sigma, sigma)
+        rate, scale = self.variable.angle_rate(process, t, alpha, sigma, square), square.sqrt()
+        # F = a x_0 + b ε and x = α x_0 + σ ε, solved for v = α ε − σ x_0
+        a, b = lookup("prediction", self.kind, PREDICTIONS)(process, t)
+        per_determinant = rate / _mix(b, alpha, a, -sigma)
+        linear, volume = -_mix(a, alpha, b, sigma) * per_determinant, square * per_determinant
+        values = torch.stack([scale, linear, volume / scale, volume / self.size, alpha / (sigma * rate)])
+        columns = values.to(self.dtype)[..., None].flatten(0, 1).unbind(0)
+        return [At(time, *columns[k :: len(u)]) for k, time in enumerate(t.to(self.dtype).unbind(0))]
 
     def __call__(self, at: At, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """dz/du of z [m, D + probes]."""
@@ -132,6 +132,13 @@ class Field:
         y, dy, e = (part[:, : self.size] for part in (z, dz, error))
         minus_score = torch.addcmul(y, at.slope, dy)
         return self.size * error[:, self.size :].mean(1) - (minus_score * e).sum(1)
+
+
+def _mix(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
+    """a x + b y, without the kernels of a weight that is the number 0 or 1."""
+    parts = [v if isinstance(w, float) and w == 1.0 else w * v for w, v in ((a, x), (b, y))
+             if not (isinstance(w, float) and w == 0.0)]  # fmt: skip
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def inside(process: Process, dtype: torch.dtype) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
+from sdekit.elementwise import clock
 from sdekit.ode.field import Field
 from sdekit.solvers.registry import check_count
 
@@ -55,7 +56,8 @@ def _combine(slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Σ weights_j slopes_j."""
     total = slopes[0] * weights[0]
     for slope, weight in zip(slopes[1:], weights[1:]):
-        total = total.add_(slope, alpha=weight) if weight else total
+        if weight:
+            total.add_(slope, alpha=weight)
     return total
 
 
@@ -76,7 +78,7 @@ def _try_step(
     at = field.at(u + nodes[:, None] * h)
     length, slopes, moved = h.to(z.dtype)[:, None], [slope], z
     for stage, weights in enumerate(_STAGES):
-        moved = z + length * _combine(slopes, weights)
+        moved = torch.addcmul(z, length, _combine(slopes, weights))
         slopes.append(field(at[stage], moved, rows))
     error = length * _combine(slopes, _ERROR)
     with torch.no_grad():
@@ -85,17 +87,12 @@ def _try_step(
     return _Step(moved, slopes[-1], error, defect)
 
 
-def _clock(z: Tensor) -> torch.dtype:
-    # float64 for the handful of coefficients, wherever the device has it
-    return z.dtype if z.device.type == "mps" else torch.float64
-
-
 def _fixed(field: Field, z: Tensor, ends: tuple[float, float], settings: Settings) -> Solved:
     """Equal steps in u. The host reads nothing."""
     check_count("steps", settings.steps, 1, "method 'fixed' takes equal steps in the integration variable")
     steps = settings.steps or 1
     knots = [ends[0] + (ends[1] - ends[0]) * i / steps for i in range(steps + 1)]
-    nodes, h = _tensor(_NODES, z), torch.full((1,), (ends[1] - ends[0]) / steps, dtype=_clock(z), device=z.device)
+    nodes, h = _tensor(_NODES, z), torch.full((1,), (ends[1] - ends[0]) / steps, dtype=clock(z), device=z.device)
     slope = field(field.at(torch.full_like(h, ends[0])[None])[0], z)
     total: Tensor | None = None
     for knot in knots[:-1]:
@@ -107,57 +104,86 @@ def _fixed(field: Field, z: Tensor, ends: tuple[float, float], settings: Setting
 
 
 def _tensor(values: Sequence[float], z: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=_clock(z), device=z.device)
+    return torch.tensor(values, dtype=clock(z), device=z.device)
+
+
+@dataclass
+class _Active:
+    """The samples under way, one row each: their numbers, and their rows in the first batch (None: all of them).
+
+    The state and its slope, u, the step to try next, the error ratio of the step before, the defects added up.
+    """
+
+    ids: list[int]
+    rows: Tensor | None
+    z: Tensor
+    slope: Tensor
+    u: Tensor
+    h: Tensor
+    memory: Tensor
+    total: Tensor
+
+    def advance(self, step: _Step, u: Tensor, ratio: Tensor, accept: Tensor | None) -> None:
+        """Take the step where it was accepted (None: everywhere)."""
+        new = [step.z, step.slope, u, ratio.clamp(min=1e-4)]
+        if step.defect is not None:
+            new.append(self.total + step.defect.abs())
+        old = (self.z, self.slope, self.u, self.memory, self.total)
+        if accept is not None:
+            new = [torch.where(accept[:, None] if b.ndim > 1 else accept, b, a) for a, b in zip(old, new)]
+        self.z, self.slope, self.u, self.memory, self.total = *new, *old[len(new) :]
+
+    def keep(self, live: list[int]) -> None:
+        pick, self.ids = torch.tensor(live, device=self.z.device), [self.ids[k] for k in live]
+        self.rows = pick if self.rows is None else self.rows[pick]
+        self.z, self.slope, self.u = self.z[pick], self.slope[pick], self.u[pick]
+        self.h, self.memory, self.total = self.h[pick], self.memory[pick], self.total[pick]
+
+
+_ACCEPTED, _LAST, _STUCK = 1, 2, 4
 
 
 def _per_sample(field: Field, z: Tensor, ends: tuple[float, float], settings: Settings) -> Solved:
     """Each sample with its own steps; samples that arrive leave the batch. One read by the host for each step tried."""
-    n, (start, end) = len(z), ends
-    nodes, ids = _tensor(_NODES, z), list(range(n))
-    u = torch.full((n,), start, dtype=_clock(z), device=z.device)
-    rows: Tensor | None = None
-    slope = field(field.at(u[None])[0], z)
-    h = math.copysign(1.0, end - start) * _first_step(field, z, slope, settings, abs(end - start))
-    memory = torch.ones_like(u)
-    total, tiny = z.new_zeros(n), 1e-13 * max(abs(end), abs(start))
+    n, nodes = len(z), _tensor(_NODES, z)
+    active = _begin(field, z, ends, settings)
+    tiny = 1e-13 * max(map(abs, ends))
     arrived: list[tuple[list[int], Tensor, Tensor]] = []
     nfe = [1] * n
     for _ in range(settings.max_attempts):
-        last = h.abs() >= (end - u).abs() * (1 - 1e-12)
-        h = torch.where(last, end - u, h)
-        step = _try_step(field, z, slope, u, h, nodes, rows)
+        left = ends[1] - active.u
+        last = active.h / left >= 1 - 1e-12
+        h = torch.where(last, left, active.h)
+        step = _try_step(field, active.z, active.slope, active.u, h, nodes, active.rows)
         with torch.no_grad():
-            ratio = _error_ratio(field, z, step, settings).to(u.dtype)
-            accept, factor = _control(ratio, memory)
-        z = torch.where(accept[:, None], step.z, z)
-        slope = torch.where(accept[:, None], step.slope, slope)
-        u = torch.where(accept, torch.where(last, end, u + h), u)
-        memory = torch.where(accept, ratio.clamp(min=1e-4), memory)
-        total = total + torch.where(accept, 0.0 if step.defect is None else step.defect.abs(), 0.0)
-        h = h * factor
-        for i in ids:
+            ratio = _error_ratio(field, active.z, step, settings).to(h.dtype)
+            accept, factor = _control(ratio, active.memory)
+            active.h = h * factor
+            stuck = active.h.abs() < tiny
+            status = torch.stack([accept, last, stuck]).tolist()  # the one read of the host
+        for i in active.ids:
             nfe[i] += 6
-        status = ((accept & last).long() + 2 * (h.abs() < tiny).long()).tolist()  # the one read of the host
-        if any(code == 2 for code in status):
-            _give_up(
-                field,
-                u,
-                ids,
-                [code == 2 for code in status],
-                "the step size fell to zero: the field is not finite there",
-            )
-        if not any(status):
+        _check(field, active, status[2])
+        active.advance(step, torch.where(last, ends[1], active.u + h), ratio, None if all(status[0]) else accept)
+        done = [a and b for a, b in zip(*status[:2])]
+        if not any(done):
             continue
-        here, live = ([k for k, code in enumerate(status) if bool(code) is done] for done in (True, False))
+        here, live = ([k for k, is_done in enumerate(done) if is_done is which] for which in (True, False))
         pick = torch.tensor(here, device=z.device)
-        arrived.append(([ids[k] for k in here], z[pick], total[pick]))
+        arrived.append(([active.ids[k] for k in here], active.z[pick], active.total[pick]))
         if not live:
             return _gather(arrived, field, z, nfe)
-        pick, ids = torch.tensor(live, device=z.device), [ids[k] for k in live]
-        z, slope, u, h, memory, total = (value[pick] for value in (z, slope, u, h, memory, total))
-        rows = pick if rows is None else rows[pick]
-    _give_up(field, u, ids, [True] * len(ids), f"no end after max_attempts={settings.max_attempts} steps")
-    raise AssertionError("unreachable")
+        active.keep(live)
+    why = f"no end after max_attempts={settings.max_attempts} steps"
+    raise _stopped(field, active, [True] * len(active.ids), why)
+
+
+def _begin(field: Field, z: Tensor, ends: tuple[float, float], settings: Settings) -> _Active:
+    u = torch.full((len(z),), ends[0], dtype=clock(z), device=z.device)
+    slope = field(field.at(u[None])[0], z)
+    span = ends[1] - ends[0]
+    h = math.copysign(1.0, span) * _first_step(field, z, slope, settings, abs(span))
+    return _Active(list(range(len(z))), None, z, slope, u, h, torch.ones_like(u), z.new_zeros(len(z)))
 
 
 def _gather(arrived: list[tuple[list[int], Tensor, Tensor]], field: Field, z: Tensor, nfe: list[int]) -> Solved:
@@ -174,41 +200,42 @@ def _first_step(field: Field, z: Tensor, slope: Tensor, settings: Settings, span
         y, dy = z[:, : field.size], slope[:, : field.size]
         scale = settings.atol + settings.rtol * y.abs()
         size, speed = ((part / scale).square().mean(1).sqrt() for part in (y, dy))
-        return (0.01 * size / speed).to(_clock(z)).nan_to_num(span, span).clamp(1e-6 * span, 0.05 * span)
+        return (0.01 * size / speed).to(clock(z)).nan_to_num(span, span).clamp(1e-6 * span, 0.05 * span)
 
 
 def _error_ratio(field: Field, z: Tensor, step: _Step, settings: Settings) -> Tensor:
     """The error against the tolerance [m]: root mean square over y, and that of the integral's mean over the probes."""
-    size = field.size
-    scale = settings.atol + settings.rtol * torch.maximum(z.abs(), step.z.abs())
-    ratio = (step.error[:, :size] / scale[:, :size]).square().mean(1).sqrt()
+    size, scale = field.size, torch.maximum(z.abs(), step.z.abs()).mul_(settings.rtol).add_(settings.atol)
+    ratio = torch.linalg.vector_norm(step.error[:, :size] / scale[:, :size], dim=1) / size**0.5
     if z.shape[1] > size:
         ratio = torch.maximum(ratio, step.error[:, size:].mean(1).abs() / scale[:, size:].mean(1))
-    return torch.where(ratio.isfinite(), ratio, math.inf)
+    return ratio.nan_to_num(math.inf)
 
 
 def _control(ratio: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Which steps are accepted, and the factor to the next step size: a PI controller."""
     accept = ratio <= 1
-    small = ratio.clamp(min=1e-10)
-    smooth = _SAFETY * small**-_PROPORTIONAL * memory**_INTEGRAL
-    factor = torch.where(accept, smooth.clamp(_SHRINK, _GROW), (_SAFETY * small**-0.2).clamp(_SHRINK, 1.0))
-    return accept, factor
+    factor = torch.where(accept, ratio**-_PROPORTIONAL * memory**_INTEGRAL, ratio**-0.2)
+    return accept, (_SAFETY * factor).clamp(_SHRINK, _GROW)
 
 
-def _give_up(field: Field, u: Tensor, ids: list[int], bad: list[bool], why: str) -> None:
-    where = [(ids[k], u[k].item()) for k in range(len(ids)) if bad[k]]
-    sample, here = where[0]
-    t = field.variable.to_t(field.process, here)
+def _check(field: Field, active: _Active, stuck: list[bool]) -> None:
+    if any(stuck):
+        raise _stopped(field, active, stuck, "the step size fell to zero: the field is not finite there")
+
+
+def _stopped(field: Field, active: _Active, bad: list[bool], why: str) -> ValueError:
+    where = [k for k, is_bad in enumerate(bad) if is_bad]
+    t = field.variable.to_t(field.process, active.u[where[0]].item())
     others = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
-    raise ValueError(f"the ODE of sample {sample}{others} got no further than t={t:.6g}: {why}")
+    return ValueError(f"the ODE of sample {active.ids[where[0]]}{others} got no further than t={t:.6g}: {why}")
 
 
 class _Called:
     """The field as torchdiffeq calls it; remembers how often and where last."""
 
     def __init__(self, field: Field, z: Tensor) -> None:
-        self.field, self.clock, self.calls = field, _clock(z), 0
+        self.field, self.clock, self.calls = field, clock(z), 0
         self.u: Tensor | None = None
 
     def __call__(self, u: Tensor, z: Tensor) -> Tensor:
@@ -222,7 +249,7 @@ def _torchdiffeq(
     called, span = _Called(field, z), abs(ends[1] - ends[0])
     if settings.gradients == "direct" and method == "scipy_solver":
         raise ValueError("method='scipy_solver' leaves torch: gradients='direct' cannot pass, use 'adjoint'")
-    times = torch.tensor(ends, dtype=_clock(z), device=z.device)
+    times = torch.tensor(ends, dtype=clock(z), device=z.device)
     options: dict[str, Any] = {"norm": partial(_norm, field.size)}
     if fixed:
         check_count("steps", settings.steps, 1, f"method {method!r} takes equal steps in the integration variable")
