@@ -177,10 +177,12 @@ def overhead(repeats: int) -> None:
     steps = {
         "sdekit per-sample": (int(log_prob(model, x).nfe.max()) - 1) / 6,
         "sdekit fixed": 20.0,
+        "sdekit unipc-3": 121 / 6,
         "scipy RK45 on numpy": (score_sde(model, x, 1e-5)[1] - 2) / 6,
     }
     seconds = best(
         dict(zip(steps, (lambda: log_prob(model, x), lambda: log_prob(model, x, method="fixed", steps=20),
+                         lambda: log_prob(model, x, method="unipc-3", steps=120),
                          lambda: score_sde(model, x, 1e-5)))),
         repeats,
     )  # fmt: skip
@@ -192,7 +194,7 @@ def overhead(repeats: int) -> None:
 
 
 def digits_cost(n: int, who: str) -> None:
-    """Seconds of CPU and the error of the solve, at tolerances from loose to tight.
+    """Seconds of CPU and the error of the solve, at tolerances from loose to tight, or with more and more steps.
 
     Each runs in a process of its own: the first divergence of sdekit makes the C library keep freed memory, which would
     speed the baseline up as well.
@@ -203,28 +205,30 @@ def digits_cost(n: int, who: str) -> None:
     model, x = digits_model(), digits().held_out[:n]
     unit = x[0].numel() * math.log(2)
 
-    def solve(tolerance: float) -> tuple[Tensor, float]:
+    def solve(setting: float) -> tuple[Tensor, float]:
         if who == "scipy":
-            nats, nfe = score_sde(model, x, tolerance)
-            return nats, nfe
-        found = log_prob(model, x, rtol=tolerance, atol=tolerance)
+            return score_sde(model, x, setting)
+        tolerances = {"rtol": setting, "atol": setting}
+        steps = {"method": "unipc-3", "steps": int(setting), "grid": "vp-time(power=8, blend=0.3)"}
+        found = log_prob(model, x, **(steps if who == "unipc-3" and setting > 1 else tolerances))
         return found.nats, found.nfe.double().mean().item()
 
+    settings = (24, 32, 40, 50, 80) if who == "unipc-3" else (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
     rows: list[tuple[float, float, float, Tensor]] = []
-    for tolerance in (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6):
+    for setting in (*settings, 1e-6):
         start = time.process_time()
-        nats, nfe = solve(tolerance)
-        rows.append((tolerance, time.process_time() - start, nfe, nats))
+        nats, nfe = solve(setting)
+        rows.append((setting, time.process_time() - start, nfe, nats))
     truth = rows[-1][-1]
-    for tolerance, seconds, nfe, nats in rows[:-1]:
+    for setting, seconds, nfe, nats in rows[:-1]:
         error = (nats - truth).abs().mean().item() / unit
-        print(f"{who:10}{tolerance:10.0e}{seconds:9.1f}{nfe:6.0f}{error:12.1e}", flush=True)
+        print(f"{who:10}{setting:10.4g}{seconds:9.1f}{nfe:6.0f}{error:12.1e}", flush=True)
 
 
 def digits_costs(n: int, threads: int) -> None:
-    print(f"\ndigits: {n} held-out digits, one probe; the error is against each one's own solve at 1e-6, in bits/dim")
-    print(f"{'':10}{'tolerance':>10}{'seconds':>9}{'NFE':>6}{'mean error':>12}", flush=True)
-    for who in ("scipy", "sdekit"):
+    print(f"\ndigits: {n} held-out digits, one probe; errors in bits/dim, against the same probes' solve at 1e-6")
+    print(f"{'':10}{'setting':>10}{'seconds':>9}{'NFE':>6}{'mean error':>12}", flush=True)
+    for who in ("scipy", "sdekit", "unipc-3"):
         words = [sys.executable, __file__, "--digits-of", who, "--samples", str(n), "--threads", str(threads)]
         subprocess.run(words, check=True)
 
@@ -238,7 +242,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--samples", type=int, default=256, help="digits in the last table")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--digits-of", choices=["scipy", "sdekit"], help=argparse.SUPPRESS)
+    parser.add_argument("--digits-of", choices=["scipy", "sdekit", "unipc-3"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.digits_of:

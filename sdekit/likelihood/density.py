@@ -20,6 +20,7 @@ from sdekit import noise
 from sdekit.data import Quantization
 from sdekit.divergence import divergence as trace
 from sdekit.divergence import draw_probes
+from sdekit.grid import GridSpec
 from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
 from sdekit.likelihood.errors import Spread, StdErr, spread_of
 from sdekit.names import lookup
@@ -166,6 +167,7 @@ def log_prob(
     rtol: float = 3e-6,
     atol: float = 3e-6,
     steps: int | None = None,
+    grid: GridSpec = "auto",
     gradients: str = "none",
     max_attempts: int = 1000,
     options: Mapping[str, Any] | None = None,
@@ -187,7 +189,7 @@ def log_prob(
         dequantisation: a name in ``DEQUANTISATIONS``; needs ``quantization``.
         draws: points drawn in each bin.
         prior: log density of the state at t_max; default N(0, σ(t_max)²).
-        method, variable, rtol, atol, steps, gradients, max_attempts, options: see ``ode.integrate``.
+        method, variable, rtol, atol, steps, grid, gradients, max_attempts, options: see ``ode.integrate``.
         conditions: passed to the network.
 
     Raises ValueError for unknown names, x that is not finite or not on a level, fewer than one probe or draw, and as
@@ -206,8 +208,8 @@ def log_prob(
         bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         raise ValueError(f"x holds NaN or infinity in samples {bad[:10]}: every entry must be finite")
     ode = {
-        "method": method, "variable": variable, "rtol": rtol, "atol": atol, "steps": steps, "gradients": gradients,
-        "max_attempts": max_attempts, "options": options,
+        "method": method, "variable": variable, "rtol": rtol, "atol": atol, "steps": steps, "grid": grid,
+        "gradients": gradients, "max_attempts": max_attempts, "options": options,
     }  # fmt: skip
     solve = _Solve(
         model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode, conditions

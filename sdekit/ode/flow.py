@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdekit.grid import Grid, GridSpec
+from sdekit.grid import GridSpec
 from sdekit.names import lookup, unknown
 from sdekit.ode.field import VARIABLES, Evaluate, Field, network
+from sdekit.ode.plans import run_plan
 from sdekit.ode.steppers import STEPPERS, Settings
 from sdekit.process import DiscreteVP, Process, State
-from sdekit.sampling import Model, march
-from sdekit.solvers import Plan, Solver, get, names
+from sdekit.sampling import Model
+from sdekit.solvers import Solver, get, names
 from sdekit.solvers.registry import check_count
 
 
@@ -65,7 +65,8 @@ def integrate(
         t0, t1: within [t_min, t_max], in either order. The network is never called outside that range.
         method: ``"per-sample"``: Dormand–Prince 5(4), each sample with its own steps; ``"fixed"``: the same formulas
             with ``steps`` equal steps in u and no read by the host; a method of torchdiffeq; or a deterministic solver
-            of the registry (its name, or a ``Solver`` where torchdiffeq has the name too), run in either direction.
+            of the registry (its name, or a ``Solver`` where torchdiffeq has the name too), run in either direction;
+            those with one evaluation a step give densities too, by a spline through the divergences at the knots.
             ``"explicit_adams"`` is of order 4 unless ``options`` say otherwise.
         variable: the integration variable u, a name in ``VARIABLES``. ``"angle"`` needs fewer evaluations on
             closed-form targets; networks that are told λ or log σ change fast in it near both ends.
@@ -93,11 +94,14 @@ def integrate(
     with torch.set_grad_enabled(gradients != "none"):
         _refuse(gradients == "adjoint" and rule in ("per-sample", "fixed"), str(rule), "has no adjoint")
         if isinstance(rule, Solver):
-            _refuse(gradients == "adjoint" or probes > 0, rule.name, "has no adjoint and no divergence")
-            return _run_plan(rule, model, x, t0, t1, steps, grid, conditions)
+            _refuse(gradients == "adjoint", rule.name, "has no adjoint")
+            variable = "half-log-snr"  # its knots are what it is
         kind = getattr(model, "predicts", "eps")
         kind, function = evaluate or (kind, network(model, kind, len(x), conditions))
         field = Field(process, lookup("variable", variable, VARIABLES), kind, function, x.shape[1:], x.dtype)
+        if isinstance(rule, Solver):
+            x, evaluations, integral = run_plan(rule, field, x, t0, t1, steps, grid, probes)
+            return Path(x, torch.full((len(x),), evaluations), integral, None)
         scale0, scale1 = (math.hypot(process.alpha(t), process.sigma(t)) for t in (t0, t1))
         z = torch.cat([(x / scale0).flatten(1), x.new_zeros(len(x), probes)], 1)
         ends: tuple[float, float] = (field.variable.of_t(process, float(t0)), field.variable.of_t(process, float(t1)))
@@ -174,49 +178,3 @@ def _check(
         raise ValueError(
             "variable='t': DiscreteVP's rate jumps at each entry of its table; use 'angle' or 'half-log-snr'"
         )
-
-
-def _run_plan(
-    solver: Solver, model: Model, x: Tensor, t0: float, t1: float, steps: int | None, grid: GridSpec, conditions: Any
-) -> Path:
-    if solver.stochastic:
-        raise ValueError(f"method={solver.name!r} draws noise with these options: a flow needs a deterministic solver")
-    plan = plan_between(solver, model.process, t0, t1, steps, grid)
-    *_, (_, x) = march(plan, model, x, lambda start, end: x.new_empty(0), **conditions)
-    return Path(x, torch.full((len(x),), plan.nfe), x.new_zeros(len(x), 0), None)
-
-
-def plan_between(
-    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "auto"
-) -> Plan:
-    """A registered solver's table from t0 to t1 in either direction, without a final denoising.
-
-    With t0 < t1 it runs from data to noise, as DDIM inversion does (Song, Meng & Ermon 2021, section 4.3).
-
-    Args:
-        grid: as in ``sample``, laid over [t0, t1]; or the times themselves, from t0 to t1.
-
-    Raises ValueError where t0 = t1, and as ``Grid.make`` does.
-
-    >>> from sdekit import VP
-    >>> [round(row.to.t, 3) for row in plan_between("dpmpp-2m", VP(), 0.1, 0.9, 2, "time").rows]
-    [0.5, 0.9]
-    """
-    low, high = min(t0, t1), max(t0, t1)
-    if low == high:
-        raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
-    count = steps if isinstance(grid, str) else len(grid) - 1
-    check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
-    rule = get(solver).at(count or 1)
-    grid = rule.grid if grid == "auto" else grid
-    narrowed = copy.copy(process)  # the same process, whose range is the range to cross
-    object.__setattr__(narrowed, "t_min", low)
-    object.__setattr__(narrowed, "t_max", high)
-    spec = grid if isinstance(grid, str) else [float(t) for t in (grid if t0 > t1 else tuple(grid)[::-1])]
-    falling = Grid.make(narrowed, spec, [rule.evaluations] * (count or 1))
-    knots = falling.knots if t0 > t1 else falling.knots[::-1]
-    try:
-        rows = tuple(rule.rows(Grid(process, knots, falling.evaluations), **dict(rule.options)))
-    except ValueError as error:
-        raise ValueError(f"method={rule.name!r} has no table from t0={t0} to t1={t1}: {error}") from None
-    return Plan(knots[0], rows, rule.predicts)
