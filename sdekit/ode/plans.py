@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from sdekit.elementwise import clock
-from sdekit.grid import Grid, GridSpec
+from sdekit.grid import GRIDS, Grid, GridSpec
+from sdekit.names import parse
 from sdekit.ode.field import Field
 from sdekit.prediction import convert
 from sdekit.process import Process
@@ -77,12 +79,12 @@ def _integral(recorder: _Recorder) -> Tensor:
     rising = np.array(levels[::sign])
     spline = make_interp_spline(rising, np.eye(len(levels)), k=min(3, len(levels) - 1))
     weights = (sign * spline.integrate(rising[0], rising[-1]))[::sign]
-    first = recorder.divergences[0]
-    at = recorder.ode.at(torch.tensor(levels, dtype=clock(first), device=first.device)[:, None])
-    total = torch.zeros_like(first)
-    for weight, knot, divergence in zip(weights.tolist(), at, recorder.divergences):
-        total = torch.add(total, knot.linear + knot.volume * divergence, alpha=weight)
-    return total
+    divergences = torch.stack(recorder.divergences)  # [knots, batch, probes]
+    host = torch.tensor([levels, weights.tolist()], dtype=clock(divergences), device=divergences.device)
+    at = recorder.ode.at(host[0][:, None])
+    linear, volume = torch.cat([knot.linear for knot in at]), torch.cat([knot.volume for knot in at])  # [knots, 1]
+    weight = host[1].to(divergences.dtype)[:, None]
+    return (weight * linear).sum() + ((weight * volume)[..., None] * divergences).sum(0)
 
 
 def plan_between(
@@ -101,18 +103,24 @@ def plan_between(
     >>> [round(row.to.t, 3) for row in plan_between("dpmpp-2m", VP(), 0.1, 0.9, 2, "time").rows]
     [0.5, 0.9]
     """
-    low, high = min(t0, t1), max(t0, t1)
-    if low == high:
+    if t0 == t1:
         raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
     count = steps if isinstance(grid, str) else len(grid) - 1
     check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
     rule = get(solver).at(count or 1)
-    grid = rule.grid if grid == "auto" else grid
+    spec = (rule.grid if grid == "auto" else grid) if isinstance(grid, str) else tuple(float(t) for t in grid)
+    function = GRIDS.get(parse(spec)[0]) if isinstance(spec, str) else None
+    return _between(rule, process, t0, t1, count or 1, spec, function)
+
+
+@lru_cache(maxsize=64)
+def _between(rule: Solver, process: Process, t0: float, t1: float, steps: int, grid: GridSpec, key: object) -> Plan:
+    # a solve's table is the same for every batch; ``key`` tells two grids of one name apart
     narrowed = copy.copy(process)  # the same process, whose range is the range to cross
-    object.__setattr__(narrowed, "t_min", low)
-    object.__setattr__(narrowed, "t_max", high)
-    spec = grid if isinstance(grid, str) else [float(t) for t in (grid if t0 > t1 else tuple(grid)[::-1])]
-    falling = Grid.make(narrowed, spec, [rule.evaluations] * (count or 1))
+    object.__setattr__(narrowed, "t_min", min(t0, t1))
+    object.__setattr__(narrowed, "t_max", max(t0, t1))
+    spec = grid if isinstance(grid, str) or t0 > t1 else tuple(grid)[::-1]
+    falling = Grid.make(narrowed, spec, [rule.evaluations] * steps)
     knots = falling.knots if t0 > t1 else falling.knots[::-1]
     try:
         rows = tuple(rule.rows(Grid(process, knots, falling.evaluations), **dict(rule.options)))
