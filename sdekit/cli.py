@@ -198,6 +198,9 @@ def likelihood(
     samples: Annotated[int | None, typer.Option(help="How many held-out digits; default all.")] = None,
     probes: Annotated[int, typer.Option(help="Probes of the divergence for each sample.")] = 1,
     draws: Annotated[int, typer.Option(help="Draws of each digit in its bins.")] = 1,
+    method: Annotated[str, typer.Option(help='How the ODE is solved, e.g. "unipc-3" with --steps 40.')] = "per-sample",
+    steps: Annotated[int | None, typer.Option(help="Steps of a method that takes a fixed number.")] = None,
+    grid: Annotated[str, typer.Option(help="Time grid of a solver of the registry.")] = "auto",
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the record.")] = Path("out/likelihood"),
     device: Device = "cpu",
@@ -214,7 +217,7 @@ def likelihood(
     with _progress() as progress:
         record = measure(
             digits_model(where), held_out[:samples], out, quantization=DIGITS, progress=progress,
-            probes=probes, draws=draws, seed=seed,
+            probes=probes, draws=draws, method=method, steps=steps, grid=grid, seed=seed,
         )  # fmt: skip
     typer.echo(
         f"{record['bits_per_dim']:.4f} ± {record['standard_error']:.4f} bits/dim over {record['samples']} digits"

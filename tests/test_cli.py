@@ -76,6 +76,20 @@ def test_likelihood_prints_what_it_records_and_goes_on(tmp_path: Path) -> None:
     assert sdekit("likelihood", "--samples", "0").exit_code == 2
 
 
+def test_likelihood_by_a_solver_of_the_registry(tmp_path: Path) -> None:
+    words = ("likelihood", "--samples", "4")
+    assert sdekit(*words, "--out", str(tmp_path / "adaptive")).exit_code == 0
+    plan = ("--method", "unipc-3", "--steps", "40", "--grid", "vp-time(power=8, blend=0.3)")
+    assert sdekit(*words, *plan, "--out", str(tmp_path / "table")).exit_code == 0
+    adaptive, table = (
+        json.loads((tmp_path / name / "likelihood.json").read_text())["bits_per_dim"] for name in ("adaptive", "table")
+    )
+    assert table == pytest.approx(adaptive, abs=2e-3)  # the same probes and points in the bins
+    refused = sdekit(*words, "--method", "heun", "--steps", "4", "--out", str(tmp_path / "refused"))
+    assert refused.exit_code == 2
+    assert "gives no density" in refused.stderr
+
+
 def test_a_killed_likelihood_loses_no_finished_batch(tmp_path: Path) -> None:
     words = ("likelihood", "--samples", "66", "--out", str(tmp_path))
     script = "from sdekit.cli import main; main()"
