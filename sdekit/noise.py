@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdekit.elementwise import lanewise
+
 Interval = tuple[float, float]
 Draws = Callable[[float, float], Tensor]
 Source = Callable[[int, Sequence[Interval], Tensor, Sequence[int], torch.dtype], Draws]
@@ -167,6 +169,53 @@ def path(
 
 def _blocks(rows: Tensor, weights: list[float], size: int) -> list[tuple[Tensor, list[float]]]:
     return [(rows[i : i + size], weights[i : i + size]) for i in range(0, len(weights), size)]
+
+
+def _places(half_log_snr: Tensor) -> Tensor:
+    """[23, batch]: ``_bridge_weights`` of each λ, on its device: the leaf, and the factors of its 22 nodes' normals."""
+    left, right = half_log_snr.new_zeros(2, _LEVELS + 1, len(half_log_snr)).unbind()
+    start, cell, width = torch.full_like(half_log_snr, -_END), torch.ones_like(half_log_snr), 2 * _END
+    for level in range(_LEVELS):
+        width /= 2
+        middle = (left + right) / (2 * math.cosh(width))
+        middle[level] = math.sqrt(math.tanh(width))
+        beyond = half_log_snr >= start + width
+        cell = 2 * cell + beyond
+        left, right = torch.where(beyond, middle, left), torch.where(beyond, right, middle)
+        start = torch.where(beyond, start + width, start)
+    near, far = torch.sinh(half_log_snr - start), torch.sinh(start + width - half_log_snr)
+    value = (far * left + near * right) / math.sinh(width)
+    value[-1] = (2 * near * far / math.sinh(width)).sqrt()
+    return torch.cat([cell[None], value])
+
+
+def paths(
+    seed: int,
+    half_log_snr: Float[Tensor, "batch"],
+    samples: Int[Tensor, "batch"],
+    event: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "batch *event"]:
+    """U(λ_i) of sample i's path, as ``path`` gives it for one λ: for λ [batch] in float64 within [−40, 40].
+
+    The place in the tree is found on the device, by the same arithmetic.
+
+    >>> samples, places = torch.arange(3), torch.tensor([0.3, -5.0, 2.0], dtype=torch.float64)
+    >>> each = [path(7, place.item(), samples[i : i + 1], (2,), torch.float64) for i, place in enumerate(places)]
+    >>> torch.allclose(paths(7, places, samples, (2,), torch.float64), torch.cat(each), rtol=0, atol=1e-12)
+    True
+    """
+    cell, *factors = lanewise(_places, half_log_snr).unbind()
+    count, exact = math.prod(event), _at_least_float32(dtype)
+    total = torch.zeros(len(samples), count, dtype=exact, device=samples.device)
+    size = max(1, _BLOCK // max(1, total.numel()))
+    for first in range(0, len(factors), size):
+        part = factors[first : first + size]
+        nodes = torch.stack([cell.long() >> (_LEVELS - first - i) for i in range(len(part))])
+        rows = _mix(samples * _signed(_GOLDEN) + _mix(nodes * _signed(_GOLDEN) + _signed(key(seed, _TREE))))
+        for z, factor in zip(_normals(rows, count, exact), part):
+            total = total + factor.to(exact)[:, None] * z
+    return total.reshape(-1, *event).to(dtype)
 
 
 _REUSED = 4  # draws that the rows of one step share

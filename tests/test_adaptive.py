@@ -8,9 +8,8 @@ import torch
 
 import sdekit as sk
 from sdekit.adaptive import CONTROLS, METHODS, sample_adaptive
-from sdekit.adaptive.methods import lanewise
-from sdekit.adaptive.paths import paths
-from sdekit.noise import normal, path
+from sdekit.elementwise import lanewise
+from sdekit.noise import normal, path, paths
 from sdekit.targets import Gaussian, GaussianMixture
 from sdekit.testing import simgpu
 from sdekit.testing.laws import exact_flow

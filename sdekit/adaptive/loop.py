@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit.adaptive.methods import Control, Field, Knots, Method, Step
-from sdekit.adaptive.paths import Noise
+from sdekit.adaptive.noise import Noise
 from sdekit.elementwise import clock
 from sdekit.sampling import Model
 

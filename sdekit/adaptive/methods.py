@@ -14,31 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.elementwise import lanewise
 from sdekit.process import Process, match
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 """x [batch, *event], t [batch] → ε."""
 Attempt = Callable[["Step", Evaluate], tuple[Tensor, Tensor]]
 """One attempted step → x at its end, of the lower and of the higher order."""
-
-_LANES = 64
-
-
-def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """``function`` of each value, the same to the bit whatever stands beside it.
-
-    A CPU computes full vectors and the rest behind them by different code, which differs in the last bit for some
-    functions (sigmoid, logaddexp, pow): padding leaves no rest. ``function`` may add dimensions in front.
-
-    >>> values = torch.linspace(0, 1, 5)
-    >>> torch.equal(lanewise(torch.sigmoid, values)[3:4], lanewise(torch.sigmoid, values[3:4]))
-    True
-    """
-    count = values.numel()
-    flat = values.reshape(-1)
-    padded = torch.cat([flat, flat[:1].expand(-count % _LANES)])
-    result = function(padded)[..., :count]
-    return result.reshape(*result.shape[:-1], *values.shape)
 
 
 @dataclass(frozen=True)

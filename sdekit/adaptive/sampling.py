@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
-from sdekit.adaptive.paths import NO_NOISE, NOISES
+from sdekit.adaptive.noise import NO_NOISE, NOISES
 from sdekit.names import lookup
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
