@@ -18,7 +18,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from sdekit.divergence import divergence, draw_probes
 from sdekit.likelihood import log_prob
 from sdekit.targets import Empirical, Gaussian, GaussianMixture, Target
 
+Key = TypeVar("Key", bound=Hashable)
 PROCESSES = (sk.VP(), sk.SubVP(), sk.VE())
 
 
@@ -118,7 +121,7 @@ def coverage() -> None:
             print(f"{name:22}{distribution:12}{inside:6.1f}% ({plain:.1f}%)   error {spread:.1e} bits/dim", flush=True)
 
 
-def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def best(runs: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
     """Seconds of CPU, the least of ``repeats`` of each; taken in turn, so that a busy machine is fair to all."""
     times = dict.fromkeys(runs, math.inf)
     for _ in range(repeats):
@@ -173,24 +176,30 @@ def score_sde(model: sk.ScoreModel, x: Tensor, tolerance: float, seed: int = 0) 
 
 
 def overhead(repeats: int) -> None:
+    """Steps are timed as the difference of a long and a short solve, so that what a whole call costs is apart."""
     model, x = sk.ScoreModel(lambda x, t: 0.1 * x, sk.VP()), torch.randn(16, 3, 8, 8)
-    steps = {
-        "sdekit per-sample": (int(log_prob(model, x).nfe.max()) - 1) / 6,
-        "sdekit fixed": 20.0,
-        "sdekit unipc-3": 121 / 6,
-        "scipy RK45 on numpy": (score_sde(model, x, 1e-5)[1] - 2) / 6,
+
+    def adaptive(tolerance: float) -> int:
+        return int(log_prob(model, x, rtol=tolerance, atol=tolerance).nfe.max())
+
+    # a solve of each length, and the evaluations that it makes
+    ways: dict[str, tuple[Callable[[Any], int], Any, Any]] = {
+        "sdekit per-sample": (adaptive, 1e-3, 1e-6),
+        "sdekit fixed": (lambda n: int(log_prob(model, x, method="fixed", steps=n).nfe.max()), 5, 25),
+        "sdekit unipc-3": (lambda n: int(log_prob(model, x, method="unipc-3", steps=n).nfe.max()), 30, 150),
+        "scipy RK45 on numpy": (lambda tolerance: score_sde(model, x, tolerance)[1], 1e-3, 1e-6),
     }
-    seconds = best(
-        dict(zip(steps, (lambda: log_prob(model, x), lambda: log_prob(model, x, method="fixed", steps=20),
-                         lambda: log_prob(model, x, method="unipc-3", steps=120),
-                         lambda: score_sde(model, x, 1e-5)))),
-        repeats,
-    )  # fmt: skip
-    each = {name: seconds[name] / steps[name] for name in steps}
+    runs = {(name, i): partial(way[0], way[1 + i]) for name, way in ways.items() for i in range(2)}
+    evaluations = {key: run() for key, run in runs.items()}
+    seconds = best(runs, repeats)
+    each = {
+        name: (seconds[name, 1] - seconds[name, 0]) / (evaluations[name, 1] - evaluations[name, 0]) for name in ways
+    }
     theirs = each["scipy RK45 on numpy"]
-    print("\noverhead: µs per solver step of six evaluations, trivial network, 16×3×8×8")
+    print("\noverhead: µs per six evaluations, a Runge–Kutta step, and for a call; trivial network, 16×3×8×8")
     for name, taken in each.items():
-        print(f"{name:22}{1e6 * taken:10.0f}   {taken / theirs:.2f} × scipy", flush=True)
+        call = seconds[name, 0] - evaluations[name, 0] * taken
+        print(f"{name:22}{6e6 * taken:10.0f}   {taken / theirs:.2f} × scipy{1e6 * call:10.0f}", flush=True)
 
 
 def digits_cost(n: int, who: str) -> None:
