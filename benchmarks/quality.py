@@ -83,10 +83,10 @@ def measure(problem: str, solvers: list[str], grids: list[str], cache: Path) -> 
     known = [json.loads(line) for line in cache.read_text().splitlines()] if cache.exists() else []
     done = {(r["problem"], r["solver"], r["grid"], r["nfe"]): r for r in known}
     exact = endpoint(model, start, cache.with_name(f"endpoint-{problem}.safetensors"))
+    rules = {solver: solver_for(solver, problem, target, model, cache) for solver in ["auto", *solvers]}
     for solver, grid, nfe in [*product(["auto"], ["auto"], NFE), *product(solvers, grids, NFE)]:
-        key = (problem, solver, grid, nfe)
+        key, rule = (problem, solver, grid, nfe), rules[solver]
         if key not in done:
-            rule = solver_for(solver, problem, target, model, cache)
             try:
                 x = sk.sample(model, start.shape, solver=rule, nfe=nfe, grid=grid, start=start, final="none").x
                 rmse = (x - exact).square().mean().sqrt().item()

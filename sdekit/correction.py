@@ -69,10 +69,8 @@ class Langevin:
         last = int(final == "denoise")
         if nfe is not None:
             check_count("nfe", nfe, 2 + last, "a step and its correction are two" + ", the denoising is one" * last)
-            predictions = -(-(nfe - last) // (1 + self.steps))
-            plan = solver.plan(process, nfe=predictions + last, steps=steps, grid=grid, final=final)
-        else:
-            plan = solver.plan(process, steps=steps, grid=grid, final=final)
+        predictor = None if nfe is None else -(-(nfe - last) // (1 + self.steps)) + last
+        plan = solver.plan(process, nfe=predictor, steps=steps, grid=grid, final=final)
         knots = sum(row.commit for row in plan.rows) - last
         if plan.nfe - last != knots:
             raise ValueError(

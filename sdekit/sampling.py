@@ -218,13 +218,13 @@ def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: 
 
 
 def conditions_of(conditions: Mapping[str, Any], n: int, first: int, size: int) -> dict[str, Any]:
-    """The conditions of one batch: of a tensor whose first dimension is n, the part from ``first`` on."""
+    """The conditions of one batch: of those with a row for each sample, the part from ``first`` on."""
+    return {**conditions, **{name: rows[first : first + size] for name, rows in batched(conditions, n).items()}}
 
-    def part(value: Any) -> Any:
-        batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == n
-        return value[first : first + size] if batched else value
 
-    return {name: part(value) for name, value in conditions.items()}
+def batched(conditions: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+    """The conditions with a row for each sample: tensors whose first dimension is n."""
+    return {name: c for name, c in conditions.items() if isinstance(c, Tensor) and c.ndim > 0 and c.shape[0] == n}
 
 
 def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:

@@ -21,7 +21,7 @@ from sdekit.adaptive.noise import NO_NOISE, NOISES
 from sdekit.names import lookup
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
-from sdekit.sampling import Model, check_conditions, check_shape, progress_bar
+from sdekit.sampling import Model, batched, check_conditions, check_shape, progress_bar
 from sdekit.solvers.registry import check_count
 
 _FINAL = {"denoise": 1, "none": 0}
@@ -100,8 +100,8 @@ def sample_adaptive(
     size, dtype = n if batch_size is None else batch_size, dtype if start is None else start.dtype
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample_adaptive)
-    batched = {name: c for name, c in conditions.items() if isinstance(c, Tensor) and c.ndim > 0 and c.shape[0] == n}
-    shared = {name: c for name, c in conditions.items() if name not in batched}
+    separate = batched(conditions, n)
+    shared = {name: c for name, c in conditions.items() if name not in separate}
     seed = secrets.randbits(63) if seed is None else seed
     where = torch.device(model.device if device is None else device)
     chosen, process = lookup("method", method, METHODS), model.process
@@ -120,7 +120,7 @@ def sample_adaptive(
         for first in range(0, n, size):
             samples, part = torch.arange(first, min(first + size, n), device=where), slice(first, first + size)
             x = normal(seed, 0, samples, event, dtype) * process.prior_std if start is None else start[part].to(where)
-            own = {name: condition[part] for name, condition in batched.items()}
+            own = {name: condition[part] for name, condition in separate.items()}
             x, steps = solve(run, x, samples, own, advance)
             ended.append(x)
             tallies.extend(steps)

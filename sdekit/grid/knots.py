@@ -65,6 +65,17 @@ class Grid:
         return self.process.knot_at(s.half_log_snr + fraction * (t.half_log_snr - s.half_log_snr))
 
 
+def identified(spec: GridSpec) -> tuple[GridSpec, object]:
+    """``spec`` as a key of a cache, and with it the function of a name: another grid may take the name later.
+
+    >>> identified([1, 0.5])
+    ((1.0, 0.5), None)
+    """
+    if isinstance(spec, str):
+        return spec, GRIDS.get(parse(spec)[0])
+    return tuple(float(t) for t in spec), None
+
+
 def _named_times(process: Process, spec: str, steps: int) -> list[float]:
     name, options = parse(spec)
     function = lookup("grid", name, GRIDS)

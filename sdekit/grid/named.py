@@ -50,10 +50,9 @@ def vp_time(
     One clock for every process: between equal ends, the same λ under each. On ``VP()`` itself power 1 is ``time`` and
     2 is ``time-quadratic``; larger powers take more steps near the data, and ``blend`` = 1 is ``logsnr``.
     """
-    noise, data = process.half_log_snr(process.t_max), process.half_log_snr(process.t_min)
-    first, last = (_CLOCK.t_of_half_log_snr(level) ** (1 / power) for level in (noise, data))
-    level = _CLOCK.half_log_snr(_line(first, last, fraction) ** power)
-    return process.t_of_half_log_snr(_line(level, _line(noise, data, fraction), blend))
+    root = _between_ends(process, fraction, lambda value: _CLOCK.t_of_half_log_snr(value) ** (1 / power))
+    uniform = _between_ends(process, fraction, lambda value: value)
+    return process.t_of_half_log_snr(_line(_CLOCK.half_log_snr(root**power), uniform, blend))
 
 
 _CLOCK = VP()

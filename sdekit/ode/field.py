@@ -24,7 +24,7 @@ from sdekit.elementwise import atan2, log, tan
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process
-from sdekit.sampling import Model
+from sdekit.sampling import Model, batched
 
 Evaluate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """x [m, *event], t [m], rows of the batch (None: all) → F [m, *event] and its divergences [m, probes] or None."""
@@ -169,5 +169,4 @@ def rows_of(conditions: Mapping[str, Any], rows: Tensor | None, n: int) -> dict[
     """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes."""
     if rows is None:
         return dict(conditions)
-    batched = {k: v for k, v in conditions.items() if isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == n}
-    return {**conditions, **{name: value[rows] for name, value in batched.items()}}
+    return {**conditions, **{name: value[rows] for name, value in batched(conditions, n).items()}}

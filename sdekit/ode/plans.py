@@ -17,8 +17,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from sdekit.elementwise import clock
-from sdekit.grid import GRIDS, Grid, GridSpec
-from sdekit.names import parse
+from sdekit.grid import Grid, GridSpec, identified
 from sdekit.ode.field import Field
 from sdekit.prediction import convert
 from sdekit.process import Process
@@ -48,6 +47,8 @@ class _Recorder:
         self.times.append(time)
         if divergence is not None:
             self.divergences.append(divergence)
+        if kind == self.ode.kind:
+            return F
         c_x, c_F = convert(self.ode.kind, kind, self.process, time)  # noqa: N806
         return c_x * x + c_F * F
 
@@ -108,9 +109,7 @@ def plan_between(
     count = steps if isinstance(grid, str) else len(grid) - 1
     check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
     rule = get(solver).at(count or 1)
-    spec = (rule.grid if grid == "auto" else grid) if isinstance(grid, str) else tuple(float(t) for t in grid)
-    function = GRIDS.get(parse(spec)[0]) if isinstance(spec, str) else None
-    return _between(rule, process, t0, t1, count or 1, spec, function)
+    return _between(rule, process, t0, t1, count or 1, *identified(rule.grid if grid == "auto" else grid))
 
 
 @lru_cache(maxsize=64)

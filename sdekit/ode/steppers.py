@@ -140,9 +140,6 @@ class _Active:
         self.h, self.memory, self.total = self.h[pick], self.memory[pick], self.total[pick]
 
 
-_ACCEPTED, _LAST, _STUCK = 1, 2, 4
-
-
 def _per_sample(field: Field, z: Tensor, ends: tuple[float, float], settings: Settings) -> Solved:
     """Each sample with its own steps; samples that arrive leave the batch. One read by the host for each step tried."""
     n, nodes = len(z), _tensor(_NODES, z)

@@ -63,4 +63,5 @@ def auto(grid: Grid) -> Iterator[Row]:
     laid in λ, so the number of evaluations is all that it looks at. ``grid=`` overrides the grid. ``plan`` shows the
     table; ``sdekit.solvers.auto.choose(n)`` says which solver it is.
     """
-    yield from choose(len(grid.evaluations)).rows(grid, **dict(choose(len(grid.evaluations)).options))
+    chosen = choose(len(grid.evaluations))
+    yield from chosen.rows(grid, **dict(chosen.options))

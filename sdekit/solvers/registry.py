@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from sdekit.grid import GRIDS, Grid, GridSpec
+from sdekit.grid import Grid, GridSpec, identified
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import VP, Process
@@ -109,9 +109,7 @@ class Solver:
         >>> get("ddim").plan(VP(), nfe=5).nfe
         5
         """
-        spec = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
-        function = GRIDS.get(parse(spec)[0]) if isinstance(spec, str) else None
-        return _plan(self, process, nfe, steps, spec, function, final)
+        return _plan(self, process, nfe, steps, *identified(grid), final)
 
     def make_plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
         last = lookup("final", final, _FINAL)
