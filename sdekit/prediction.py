@@ -17,12 +17,11 @@ A prediction of one's own is one more entry of ``PREDICTIONS``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 from torch import Tensor
 
 from sdekit.names import lookup
-from sdekit.process import Process
+from sdekit.process import Process, remembered
 
 Weights = tuple["float | Tensor", "float | Tensor"]
 WeightsOf = Callable[[Process, "float | Tensor"], Weights]
@@ -62,4 +61,4 @@ def _solve(of_source: WeightsOf, of_target: WeightsOf, process: Process, t: floa
     return (b_new * a - a_new * b) / determinant, (a_new * sigma - b_new * alpha) / determinant
 
 
-_solve_once = lru_cache(maxsize=4096)(_solve)  # a solver asks for the same knots at every batch and run
+_solve_once = remembered(4096)(_solve)  # a solver asks for the same knots at every batch and run

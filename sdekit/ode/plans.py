@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec, identified
 from sdekit.ode.field import Field
 from sdekit.prediction import convert
-from sdekit.process import Process
+from sdekit.process import Process, remembered
 from sdekit.sampling import march
 from sdekit.solvers import Plan, Solver, get
 from sdekit.solvers.registry import check_count
@@ -112,7 +111,7 @@ def plan_between(
     return _between(rule, process, t0, t1, count or 1, *identified(rule.grid if grid == "auto" else grid))
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _between(rule: Solver, process: Process, t0: float, t1: float, steps: int, grid: GridSpec, key: object) -> Plan:
     # a solve's table is the same for every batch; ``key`` tells two grids of one name apart
     narrowed = copy.copy(process)  # the same process, whose range is the range to cross

@@ -1,6 +1,6 @@
 """Forward processes, one file a family; each is a frozen dataclass of five formulas (see ``base.Process``)."""
 
-from sdekit.process.base import Knot, Process, ReverseSDE, State, Time, match
+from sdekit.process.base import Knot, Process, ReverseSDE, State, Time, match, remembered
 from sdekit.process.cosine import CosineVP
 from sdekit.process.discrete import DiscreteVP
 from sdekit.process.flow import Flow
@@ -9,4 +9,5 @@ from sdekit.process.vp import VP, SubVP
 
 __all__ = [
     "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Knot", "Process", "ReverseSDE", "State", "SubVP", "Time", "match",
+    "remembered",
 ]  # fmt: skip

@@ -16,8 +16,11 @@ worth reaching. Where half-log-SNR is infinite (``Flow`` and ``CosineVP`` at t =
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +30,8 @@ from sdekit.elementwise import Scalar, exp, expm1, sqrt
 State = Float[Tensor, "batch *event"]
 Time = float | Float[Tensor, ""] | Float[Tensor, "batch"]
 Score = Callable[[Tensor, "float | Tensor"], Tensor]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def match(value: float | Tensor, x: Tensor) -> float | Tensor:
@@ -183,3 +188,50 @@ def check_range(process: Process) -> None:
 def check_positive_range(names: str, low: float, high: float) -> None:
     if not 0 < low < high < math.inf:
         raise ValueError(f"{names} = {low}, {high}: they need 0 < first < second")
+
+
+def constant(process: Process) -> bool:
+    """Whether nothing about the process can change: a frozen dataclass of numbers, text and tuples of them.
+
+    >>> from sdekit.process import VP
+    >>> constant(VP())
+    True
+    """
+    known = _CONSTANT.get(id(process))
+    if known is not None and known() is process:
+        return True
+    found = type(process).__weakrefoffset__ > 0 and _unchanging(process)
+    if found:
+        _CONSTANT[id(process)] = weakref.ref(process, lambda _, key=id(process): _CONSTANT.pop(key, None))
+    return found
+
+
+_CONSTANT: dict[int, weakref.ref[Process]] = {}  # what does not change stays what it was found to be
+_UNCHANGING = (bool, int, float, str, type(None))
+
+
+def _unchanging(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_unchanging(part) for part in value)
+    if isinstance(value, _UNCHANGING):
+        return True
+    own = vars(type(value)).get("__dataclass_params__")  # the class's own: a subclass of a frozen one may change
+    return bool(own and own.frozen) and all(_unchanging(getattr(value, field.name)) for field in fields(value))
+
+
+def remembered(maxsize: int) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """``lru_cache`` for a function of processes, which asks one that can change, a learned schedule say, every time."""
+
+    def remember(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        cached = lru_cache(maxsize)(function)
+
+        @wraps(function)
+        def ask(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            for value in args:
+                if isinstance(value, Process) and not constant(value):
+                    return function(*args, **kwargs)
+            return cached(*args, **kwargs)
+
+        return ask
+
+    return remember

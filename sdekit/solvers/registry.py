@@ -12,7 +12,7 @@ from typing import Any
 from sdekit.grid import Grid, GridSpec, identified
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
-from sdekit.process import VP, Process
+from sdekit.process import VP, Process, remembered
 from sdekit.solvers.tableau import DATA, Plan, Row
 
 Rows = Callable[..., Iterator[Row]]
@@ -142,7 +142,7 @@ class Solver:
         return next(self.split(b - 1) for b in count(steps + 1) if len(self.split(b)) > steps)
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _plan(
     solver: Solver, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, key: object, final: str
 ) -> Plan:

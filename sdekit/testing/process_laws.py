@@ -6,8 +6,9 @@ the other, both against the inverse of λ, floats against tensors, and a run of 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,8 +32,7 @@ def _close(value: float, truth: float, relative: float, absolute: float = 0.0) -
 
 
 def check_range(process: Process) -> None:
-    """0 ≤ t_min < t_max, and α, σ, λ finite at both; hashable, so that plans can be kept: a frozen dataclass is."""
-    assert isinstance(process, Hashable), f"{type(process).__name__} is unhashable: make it a frozen dataclass"
+    """0 ≤ t_min < t_max, and α, σ, λ finite at both."""
     for name in _FORMULAS:
         value = getattr(process, name)(0.5 * (process.t_min + process.t_max))
         assert isinstance(value, float), f"{name}: a float must give a float, got {value!r}"
@@ -141,6 +141,18 @@ def check_runs(process: Process) -> None:
     assert errors[1] < 0.6 * errors[0] < 0.06, f"ddim: errors of the moments {errors} with 200 and 400 steps"
 
 
+def check_change(process: Process) -> None:
+    """Where the process lets its ``t_max`` be set, a table made afterwards starts there: none is left of the old one."""
+    changed, t_max = copy.copy(process), 0.5 * (process.t_min + process.t_max)
+    get("ddim").plan(changed, steps=2)
+    try:
+        changed.t_max = t_max
+    except AttributeError:  # frozen, as a process best is
+        return
+    start = get("ddim").plan(changed, steps=2).start.t
+    assert start == t_max, f"t_max was set to {t_max}, but a table made after that starts at {start}"
+
+
 PROCESS_LAWS = (
     check_range,
     check_levels,
@@ -149,6 +161,7 @@ PROCESS_LAWS = (
     check_rates,
     check_transition,
     check_runs,
+    check_change,
 )
 
 
