@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sdekit.grid import Grid
 from sdekit.metrics import METRICS
+from sdekit.model import evaluating, in_evaluation_mode
 from sdekit.noise import normal
 from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
@@ -74,6 +75,7 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def compare(
     model: Model,
@@ -299,7 +301,8 @@ def _embed(features: Features | None, x: Tensor) -> Tensor:
     if features is None:
         return x
     parameter = next(features.parameters(), x) if isinstance(features, nn.Module) else x
-    return torch.cat([features(part.to(parameter.device)).cpu() for part in x.split(1024)])
+    with evaluating(features):
+        return torch.cat([features(part.to(parameter.device)).cpu() for part in x.split(1024)])
 
 
 def _contents(of: object) -> list[str | Tensor]:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.grid import Grid, GridSpec
+from sdekit.model import in_evaluation_mode
 from sdekit.noise import normal
 from sdekit.process import Knot, Process
 from sdekit.sampling import Model, sample
@@ -29,6 +30,7 @@ Costs = Float[np.ndarray, "k k"]  # [i, j] is the cost of a step from knot i to 
 GAMMAS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def fit_ays(
     model: Model,
@@ -134,6 +136,7 @@ def _descend(costs: Costs, path: Sequence[int], sweeps: int | None) -> list[int]
     return path
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def fit_gits(
     model: Model,

@@ -6,10 +6,13 @@ solvers: guidance and conditions wrap a ``ScoreModel``, solvers never know.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,9 @@ from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import DiscreteVP, Process, State, Time, match
 
 TimeMap = Callable[[Process, "float | Tensor"], "float | Tensor"]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Held = TypeVar("Held")
 
 
 def _index(process: Process, t: float | Tensor) -> float | Tensor:
@@ -151,3 +157,84 @@ class ScoreModel:
         if self.check_finite and not math.isfinite(output.abs().max().item()):
             bad = (~output.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"the network returned NaN or infinity at t={t} for samples {bad} of the batch")
+
+
+def networks(model: object) -> list[nn.Module]:
+    """The modules that a model holds: as an attribute, inside what it wraps, or named by a plain function.
+
+    >>> net = nn.Linear(2, 2)
+    >>> networks([lambda x, t: net(x)]) == [net]
+    True
+    """
+    found, seen, left = list[nn.Module](), set[int](), [model]
+    while left:
+        thing = left.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found.append(thing)
+        else:
+            left.extend(_held(thing))
+    return found
+
+
+def _held(thing: Any) -> Iterator[Any]:
+    """What a wrapper, a container, a bound method or a function holds."""
+    if isinstance(thing, functools.partial):
+        yield from (thing.func, *thing.args, *thing.keywords.values())
+    elif inspect.ismethod(thing):
+        yield from (thing.__self__, thing.__func__)
+    elif inspect.isfunction(thing):
+        known = inspect.getclosurevars(thing)
+        yield from known.nonlocals.values()
+        # of other modules' functions there is no end
+        near = (value for value in known.globals.values() if not inspect.isfunction(value) or _same_file(value, thing))
+        yield from near
+    elif isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, list | tuple):
+        yield from thing
+    elif (callable(thing) or hasattr(thing, "predict")) and not isinstance(thing, type):
+        yield from getattr(thing, "__dict__", {}).values()
+
+
+def _same_file(function: Any, other: Any) -> bool:
+    return function.__code__.co_filename == other.__code__.co_filename
+
+
+@contextmanager
+def evaluating(model: object) -> Generator[None]:
+    """Every network that ``model`` holds in evaluation mode, and afterwards each part in the mode it was in.
+
+    Dropout and batch normalisation in training mode would make samples of their own noise.
+
+    >>> from sdekit.process import VP
+    >>> net = nn.Dropout(0.5)
+    >>> with evaluating(ScoreModel(lambda x, t: net(x), VP())):
+    ...     net.training
+    False
+    >>> net.training
+    True
+    """
+    changed = [part for net in networks(model) for part in net.modules() if part.training]
+    for part in changed:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in changed:
+            part.training = True
+
+
+def in_evaluation_mode(
+    function: Callable[Concatenate[Held, Arguments], Result],
+) -> Callable[Concatenate[Held, Arguments], Result]:
+    """``function(model, …)`` with the model's networks in evaluation mode while it runs; see ``evaluating``."""
+
+    @functools.wraps(function)
+    def run(model: Held, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with evaluating(model):
+            return function(model, *args, **kwargs)
+
+    return run

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdekit.divergence import draw_probes, forward_mode
+from sdekit.model import in_evaluation_mode
 from sdekit.names import check_options, options_of
 from sdekit.noise import normal
 from sdekit.process import Knot, Process
@@ -39,6 +40,7 @@ Samples = Float[Tensor, "n *event"]
 PLAIN = SDPBackend.MATH
 
 
+@in_evaluation_mode
 def fit_dpm_v3(
     model: Model,
     data: Samples | Sequence[int],
@@ -83,6 +85,7 @@ def fit_dpm_v3(
     return statistics.solver(**options)
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def fit_statistics(
     model: Model,

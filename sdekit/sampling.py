@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdekit.correction import Correct, Langevin
 from sdekit.grid import GridSpec
+from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.noise import SOURCES, Draws, normal
 from sdekit.process import Knot, Process
@@ -65,6 +66,8 @@ def march(
 ) -> Iterator[tuple[Knot, Tensor]]:
     """Run the plan's rows from x and yield each committed (knot, x). Differentiable; no host read.
 
+    The network stays in the mode it is in; ``model.evaluating`` puts it into evaluation mode.
+
     ``draw(start, end)`` gives the unit Wiener increment over that λ-interval, of x's shape.
     ``correct(before, knot, x)`` gives what takes the place of x after each step, except where x is denoised.
 
@@ -101,6 +104,7 @@ def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> T
     return x
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def sample(
     model: Model,
@@ -124,6 +128,8 @@ def sample(
     **conditions: Any,
 ) -> Solution:
     """Draw samples: solve from t_max to t_min with a solver of the registry.
+
+    Networks run in evaluation mode and come back in the mode they were in.
 
     Args:
         model: a ``ScoreModel``, or what wraps one.

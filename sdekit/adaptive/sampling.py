@@ -18,6 +18,7 @@ from torch import Tensor
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.noise import NO_NOISE, NOISES
+from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
@@ -46,6 +47,7 @@ class AdaptiveSolution:
     seed: int
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def sample_adaptive(
     model: Model,

@@ -24,6 +24,7 @@ from torch import Tensor
 from sdekit import noise
 from sdekit.data import Quantization
 from sdekit.grid import Grid
+from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup
 from sdekit.process import DiscreteVP, Process, State, match
 from sdekit.sampling import Model
@@ -87,6 +88,7 @@ class _Run:
         return (eps - found).square().flatten(1).sum(1)
 
 
+@in_evaluation_mode
 def elbo(
     model: Model,
     x: State,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sdekit.grid import GridSpec
+from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.ode.field import VARIABLES, Evaluate, Field, network
 from sdekit.ode.plans import run_plan
@@ -39,6 +40,7 @@ class Path:
     defect: Float[Tensor, "batch"] | None
 
 
+@in_evaluation_mode
 def integrate(
     model: Model,
     x: State,

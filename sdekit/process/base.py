@@ -202,7 +202,8 @@ def constant(process: Process) -> bool:
         return True
     found = type(process).__weakrefoffset__ > 0 and _unchanging(process)
     if found:
-        _CONSTANT[id(process)] = weakref.ref(process, lambda _, key=id(process): _CONSTANT.pop(key, None))
+        weakref.finalize(process, _CONSTANT.pop, id(process), None)
+        _CONSTANT[id(process)] = weakref.ref(process)
     return found
 
 

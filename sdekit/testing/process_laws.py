@@ -142,7 +142,7 @@ def check_runs(process: Process) -> None:
 
 
 def check_change(process: Process) -> None:
-    """Where the process lets its ``t_max`` be set, a table made afterwards starts there: none is left of the old one."""
+    """Where the process lets its ``t_max`` be set, a table made afterwards starts there."""
     changed, t_max = copy.copy(process), 0.5 * (process.t_min + process.t_max)
     get("ddim").plan(changed, steps=2)
     try:
