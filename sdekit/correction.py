@@ -64,8 +64,12 @@ class Langevin:
     ) -> tuple[Plan, list[int]]:
         """The predictor's table for this budget, and the corrections at each of its knots.
 
-        Raises ValueError for a solver with several evaluations a step, and a budget too small.
+        The end is denoised by an evaluation. Raises ValueError for a solver with several evaluations a step, a budget
+        too small, and ``final="reuse"``.
         """
+        if final == "reuse":
+            raise ValueError("final='reuse': a corrector moves x away from where predictions were made; use 'denoise'")
+        final = "denoise" if final == "auto" else final
         last = int(final == "denoise")
         if nfe is not None:
             check_count("nfe", nfe, 2 + last, "a step and its correction are two" + ", the denoising is one" * last)

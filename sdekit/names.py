@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -55,12 +56,17 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(f"_({rest}", mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise SyntaxError
-        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        options = {word.arg: _value(word.value) for word in call.keywords if word.arg}
         if len(options) < len(call.keywords):  # a repeated option, or **
             raise SyntaxError
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"cannot read {text!r}: write it as name(option=value, ...)") from None
     return name.strip(), options
+
+
+def _value(node: ast.expr) -> Any:
+    """A Python literal, or ``inf``, as a number without bound prints itself."""
+    return math.inf if isinstance(node, ast.Name) and node.id == "inf" else ast.literal_eval(node)
 
 
 @dataclass(frozen=True)

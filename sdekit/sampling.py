@@ -118,7 +118,7 @@ def sample(
     noise: str = "independent",
     corrector: Langevin | None = None,
     start: Tensor | None = None,
-    final: str = "denoise",
+    final: str = "auto",
     keep: str = "last",
     callback: Callback | None = None,
     progress: bool = False,
@@ -136,7 +136,7 @@ def sample(
         shape: [n, *event] of the samples.
         solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``. ``"auto"`` picks
             one, deterministic, by the number of evaluations, and its grid.
-        nfe: network evaluations for each sample, exact, the final denoising among them.
+        nfe: network evaluations for each sample, exact, that of a final denoising among them.
         steps: the number of steps, instead of ``nfe``.
         grid: a name in ``grid.GRIDS`` or the times, decreasing; ``"auto"`` is the solver's own (``Solver.grid``).
         seed: sample i gets the same noise for the same seed, whatever ``batch_size`` or device; None draws one.
@@ -145,7 +145,9 @@ def sample(
             (seed, sample), the same for every grid and every solver (``noise.path``).
         corrector: Langevin corrections after each step (``correction.Langevin``), counted in ``nfe``.
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
-        final: ``"denoise"`` returns x_0 as predicted at t_min, ``"none"`` the state at t_min.
+        final: how the noise left at t_min is taken off: ``"reuse"`` by the predictions made on the way, at no
+            evaluation, ``"denoise"`` by one more at t_min, ``"none"`` not at all: the state at t_min. ``"auto"``
+            reuses in runs of fewer than 20 evaluations that end at σ/α ≤ 0.02, and evaluates in others.
         keep: ``"all"`` keeps the state at every knot in ``trajectory``.
         callback: called as ``callback(step, t, x)`` after each step of each batch.
         progress: show a progress bar on stderr.

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdekit.adaptive.methods import Control, Field, Knots, Method, Step
 from sdekit.adaptive.noise import Noise
 from sdekit.elementwise import clock
+from sdekit.process import match
 from sdekit.sampling import Model
 
 Tally = tuple[int, int]
@@ -24,7 +25,7 @@ _ACCEPTED, _ARRIVED, _STUCK = 1, 2, 4
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same for all samples and steps; u goes from ``begin`` to ``end``, ``final`` is 1 to denoise."""
+    """What stays the same for all samples and steps; u goes from ``begin`` to ``end``."""
 
     model: Model
     method: Method
@@ -34,7 +35,7 @@ class Run:
     rtol: float
     atol: float
     max_nfe: int
-    final: int
+    final: str
     begin: float
     end: float
     shared: Mapping[str, Any]
@@ -44,7 +45,8 @@ class Run:
 
     def nfe(self, accepted: Any, rejected: Any) -> Any:
         """Evaluations of so many steps and of the denoising: a rejected step is tried again from the same ε."""
-        return accepted * self.method.evaluations + rejected * (self.method.evaluations - 1) + self.final
+        steps = accepted * self.method.evaluations + rejected * (self.method.evaluations - 1)
+        return steps + (self.final == "denoise")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def solve(
         for row in live:
             _check_progress(run, active, row, codes[row], tallies[ids[row]])
         if here:
-            arrived.append(([ids[row] for row in here], active.x[_index(here, x)]))
+            arrived.append(([ids[row] for row in here], _arrive(run, active.rows(_index(here, x)))))
             for _ in here:
                 advance()
             if not live:
@@ -107,7 +109,7 @@ def solve(
         new = [place for place, row in enumerate(live) if codes[row] & _ACCEPTED]
     order = [i for numbers, _ in arrived for i in numbers]
     x = torch.cat([part for _, part in arrived])[_index(sorted(range(len(x)), key=order.__getitem__), x)]
-    return (_denoise(run, x, conditions) if run.final else x), tallies
+    return (_denoise(run, x, conditions) if run.final == "denoise" else x), tallies
 
 
 def _begin(run: Run, x: Tensor, samples: Tensor, conditions: dict[str, Tensor]) -> _Active:
@@ -116,6 +118,15 @@ def _begin(run: Run, x: Tensor, samples: Tensor, conditions: dict[str, Tensor]) 
     (knots,) = run.field.at(u)
     memory = run.noise.recall(knots.half_log_snr, samples, 0)
     return _Active(samples, x, torch.empty_like(x), x, u, knots.t, h, torch.ones_like(u), memory, conditions)
+
+
+def _arrive(run: Run, active: _Active) -> Tensor:
+    """x at the end, less the noise left there by the last ε, if that is to be reused."""
+    if run.final != "reuse":
+        return active.x
+    (knots,) = run.field.at(active.u)
+    noise = match(knots.sigma.to(active.x), active.x) * active.F
+    return (active.x - noise) / match(knots.log_alpha.exp().to(active.x), active.x)
 
 
 def _denoise(run: Run, x: Tensor, conditions: dict[str, Tensor]) -> Tensor:

@@ -19,13 +19,12 @@ from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.noise import NO_NOISE, NOISES
 from sdekit.model import in_evaluation_mode
-from sdekit.names import lookup
+from sdekit.names import lookup, unknown
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
 from sdekit.sampling import Model, batched, check_conditions, check_shape, progress_bar
+from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
-
-_FINAL = {"denoise": 1, "none": 0}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def sample_adaptive(
     noise: str = "brownian",
     seed: int | None = None,
     start: Tensor | None = None,
-    final: str = "denoise",
+    final: str = "auto",
     max_nfe: int = 10_000,
     progress: bool = False,
     batch_size: int | None = None,
@@ -83,7 +82,9 @@ def sample_adaptive(
         noise: for ``"sde"``: ``"brownian"`` reads each step's noise from the path of (seed, sample), so that a rejected
             step's noise is still there when it is tried again, shorter; ``"independent"`` draws anew for every try, as
             the paper's code does, which is biased where steps are rejected.
-        seed, start, final, progress, batch_size, dtype, device, conditions: as in ``sample``; the state is float32 or
+        final: as in ``sample``; ``"auto"`` is ``"denoise"``, one evaluation among dozens. ``"reuse"`` takes the last ε
+            as it is, and is for the ODE's methods.
+        seed, start, progress, batch_size, dtype, device, conditions: as in ``sample``; the state is float32 or
             float64. The same seed starts from the same noise as ``sample`` on a grid from t_max.
         max_nfe: the most evaluations that one sample may take.
 
@@ -109,8 +110,9 @@ def sample_adaptive(
     chosen, process = lookup("method", method, METHODS), model.process
     source = lookup("noise", noise, NOISES) if chosen.stochastic else NO_NOISE
     _check_options(process, chosen, noise, rtol, atol, dtype)
-    last = lookup("final", final, _FINAL)
-    check_count("max_nfe", max_nfe, chosen.evaluations + last, f"{method!r} needs as many for one step")
+    last = _final(final, method, chosen)
+    least = chosen.evaluations + (last == "denoise")
+    check_count("max_nfe", max_nfe, least, f"{method!r} needs as many for one step")
     begin, end = (float(chosen.variable.of_t(process, t)) for t in (process.t_max, process.t_min))
     run = Run(
         model, chosen, lookup("control", control, CONTROLS), Field(process, chosen.variable, *_inside(process, dtype)),
@@ -128,6 +130,14 @@ def sample_adaptive(
             tallies.extend(steps)
     accepted, rejected = torch.tensor(tallies).unbind(1)
     return AdaptiveSolution(torch.cat(ended), run.nfe(accepted, rejected), accepted, rejected, seed)
+
+
+def _final(final: str, name: str, method: Method) -> str:
+    if final not in FINALS:
+        raise unknown("final", final, FINALS)
+    if final == "reuse" and method.stochastic:
+        raise ValueError(f"final='reuse': method={name!r} keeps no account of its last noise; use 'denoise' or 'none'")
+    return "denoise" if final == "auto" else final
 
 
 def _inside(process: Process, dtype: torch.dtype) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from sdekit.process import Knot
 from sdekit.solvers.adams import adams_in_noise_ratio
 from sdekit.solvers.classical import in_noise_ratio, runge_kutta
 from sdekit.solvers.dpm_solver import single_step
-from sdekit.solvers.multistep import START, Weigh, multistep, start_split
+from sdekit.solvers.multistep import BELOW, NEVER, START, Weigh, lowered, multistep, start_split
 from sdekit.solvers.registry import full_steps, register
 from sdekit.solvers.tableau import Row, exponential, quadrature
 
@@ -40,7 +40,10 @@ def _in_time(grid: Grid) -> Weigh:
 
 
 def _vary(order: int) -> Callable[..., Mapping[str, Any]]:
-    return lambda start: {"split": start_split(order, start)}
+    def vary(lower_order_below: float, start: str = "lower-order") -> Mapping[str, Any]:
+        return {"order": lowered(order, lower_order_below), "split": start_split(order, start)}
+
+    return vary
 
 
 @register("deis-1", order=1, predicts="eps", reference=f"{_PAPER}, tAB-DEIS with r = 0")
@@ -50,38 +53,49 @@ def deis_1(grid: Grid) -> Iterator[Row]:
 
 
 @register("deis-2", order=2, predicts="eps", invariant=False, reference=f"{_PAPER}, tAB-DEIS with r = 1")
-def deis_2(grid: Grid) -> Iterator[Row]:
+def deis_2(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = NEVER) -> Iterator[Row]:
     """tAB1-DEIS: x_t = (α_t/α_s) x_s + α_t ∫ ε dκ, ε the polynomial in t through the last two predictions, κ = σ/α."""
-    yield from multistep(grid, 2, _in_time(grid), partial(single_step, "eps"))
+    yield from multistep(grid, 2, _in_time(grid), partial(single_step, "eps"), lower_order_below)
 
 
 @register("deis-3", order=3, predicts="eps", invariant=False, vary=_vary(3), reference=f"{_PAPER}, tAB-DEIS with r = 2")
-def deis_3(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
+def deis_3(
+    grid: Grid, *, start: Annotated[str, START] = "lower-order", lower_order_below: Annotated[float, BELOW] = NEVER
+) -> Iterator[Row]:
     """tAB2-DEIS: as ``deis-2`` with the last three predictions."""
-    yield from multistep(grid, 3, _in_time(grid), partial(single_step, "eps"))
+    yield from multistep(grid, 3, _in_time(grid), partial(single_step, "eps"), lower_order_below)
 
 
 @register("deis-4", order=4, predicts="eps", invariant=False, vary=_vary(4), reference=f"{_PAPER}, tAB-DEIS with r = 3")
-def deis_4(grid: Grid, *, start: Annotated[str, START] = "lower-order") -> Iterator[Row]:
+def deis_4(
+    grid: Grid, *, start: Annotated[str, START] = "lower-order", lower_order_below: Annotated[float, BELOW] = NEVER
+) -> Iterator[Row]:
     """tAB3-DEIS: as ``deis-2`` with the last four predictions."""
-    yield from multistep(grid, 4, _in_time(grid), partial(single_step, "eps"))
+    yield from multistep(grid, 4, _in_time(grid), partial(single_step, "eps"), lower_order_below)
 
 
 @register(
     "deis-rho-ab",
     order=4,
     predicts="eps",
-    vary=lambda order, start: {"order": order, "split": start_split(order, start)},
+    vary=lambda order, start, lower_order_below: {
+        "order": lowered(order, lower_order_below),
+        "split": start_split(order, start),
+    },
     reference=f"{_PAPER}, ρAB-DEIS",
 )
 def deis_rho_ab(
-    grid: Grid, *, order: Annotated[int, OneOf(1, 2, 3, 4)] = 4, start: Annotated[str, START] = "lower-order"
+    grid: Grid,
+    *,
+    order: Annotated[int, OneOf(1, 2, 3, 4)] = 4,
+    start: Annotated[str, START] = "lower-order",
+    lower_order_below: Annotated[float, BELOW] = NEVER,
 ) -> Iterator[Row]:
     """ρAB-DEIS: Adams–Bashforth in ρ = σ/α on d(x/α)/dρ = ε, the same table as ``lms`` and ``ipndm-v``.
 
     ``order`` predictions are used, the paper's r + 1.
     """
-    yield from multistep(grid, order, adams_in_noise_ratio, partial(single_step, "eps"))
+    yield from multistep(grid, order, adams_in_noise_ratio, partial(single_step, "eps"), lower_order_below)
 
 
 @register(

@@ -9,7 +9,7 @@ from typing import Annotated
 from sdekit.grid import Grid
 from sdekit.names import Between
 from sdekit.process import Knot
-from sdekit.solvers.multistep import Weigh, multistep
+from sdekit.solvers.multistep import BELOW, FEW, Weigh, multistep
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Row, exponential, quadrature
 
@@ -117,15 +117,15 @@ def published_multistep(kind: str, quadratic: float = 0.5) -> Weigh:
 
 
 @register("dpm-solver-2m", order=2, predicts="eps", reference=f"{_PAPER}, released code (multistep)")
-def dpm_solver_2m(grid: Grid) -> Iterator[Row]:
+def dpm_solver_2m(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = FEW) -> Iterator[Row]:
     """Multistep DPM-Solver-2: ε + (ε − ε_{−1})/(2r) is constant over the step, r the last step over this one in λ."""
-    yield from multistep(grid, 2, published_multistep("eps"), partial(single_step, "eps"))
+    yield from multistep(grid, 2, published_multistep("eps"), partial(single_step, "eps"), lower_order_below)
 
 
 @register("dpm-solver-3m", order=2, predicts="eps", reference=f"{_PAPER}, released code (multistep)")
-def dpm_solver_3m(grid: Grid) -> Iterator[Row]:
+def dpm_solver_3m(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = FEW) -> Iterator[Row]:
     """Multistep DPM-Solver-3 as it was released: ε is a quadratic in λ whose second coefficient counts half.
 
     Order 2, and not 3, because of that half; ``adams-eps`` is the method without it.
     """
-    yield from multistep(grid, 3, published_multistep("eps"), partial(single_step, "eps"))
+    yield from multistep(grid, 3, published_multistep("eps"), partial(single_step, "eps"), lower_order_below)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from sdekit.grid import Grid
 from sdekit.names import Between, OneOf
 from sdekit.process import Knot
+from sdekit.solvers.multistep import BELOW, FEW, lowered, order_at
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Draw, Row
 
@@ -81,8 +82,8 @@ def _slopes(h: list[float], half: float) -> tuple[list[float], list[float]]:
     return [a + (a - b) * r0 / (r0 + r1) for a, b in zip(newer, older)], second
 
 
-def _vary(eta: float, curvature: str) -> Mapping[str, Any]:
-    return {"order": 3 if curvature == "exact" and not eta else 2}
+def _vary(eta: float, curvature: str, lower_order_below: float) -> Mapping[str, Any]:
+    return {"order": lowered(3 if curvature == "exact" and not eta else 2, lower_order_below)}
 
 
 @register("dpmpp-3m-sde", order=2, predicts="x0", vary=_vary, reference=f"{_PAPER}, appendix D, for the SDE of eq. 18")
@@ -91,6 +92,7 @@ def dpmpp_3m_sde(
     *,
     eta: Annotated[float, Between(0, 2)] = 1.0,
     curvature: Annotated[str, OneOf("published", "exact")] = "published",
+    lower_order_below: Annotated[float, BELOW] = FEW,
 ) -> Iterator[Row]:
     """x_t = (σ_t/σ_s) e^{−ηh} x_s + α_t [(1 − e^{−H}) D + ψ_2 hD' − ψ_3 h²D''] + σ_t √(1 − e^{−2ηh}) z, H = (1 + η) h.
 
@@ -100,9 +102,9 @@ def dpmpp_3m_sde(
     the noise of past steps.
     """
     steps: list[float] = []
-    for s, t, _ in grid:
+    for i, (s, t, _) in enumerate(grid):
         h = t.half_log_snr - s.half_log_snr
-        full, steps = (1 + eta) * h, [h, *steps][:3]
+        full, steps = (1 + eta) * h, [h, *steps][: order_at(grid, i, 3, lower_order_below)]
         psi_2 = 1 + math.expm1(-full) / full
         weights = [-math.expm1(-full)]
         if len(steps) > 1:

@@ -11,6 +11,7 @@ import numpy as np
 from sdekit.grid import Grid
 from sdekit.names import OneOf
 from sdekit.solvers.edm import noise_ratio
+from sdekit.solvers.multistep import BELOW, NEVER, order_at
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Draw, Row
 
@@ -52,11 +53,11 @@ def _derivatives(kappas: list[float]) -> list[list[float]]:
     return [weights.tolist() for weights in found]
 
 
-def _er_sde(grid: Grid, stages: int, name: str) -> Iterator[Row]:
+def _er_sde(grid: Grid, stages: int, name: str, below: float = 0.0) -> Iterator[Row]:
     scale, past = SCALES[name], list[float]()
-    for s, t, _ in grid:
+    for i, (s, t, _) in enumerate(grid):
         k_s, k_t = noise_ratio(s), noise_ratio(t)
-        past = [k_s, *past][:stages]
+        past = [k_s, *past][: order_at(grid, i, stages, below)]
         ratio = scale(k_t) / scale(k_s)
         first, second = _integrals(scale, k_s, k_t)
         step = k_t - k_s
@@ -82,15 +83,19 @@ def er_sde_1(grid: Grid, *, scale: Annotated[str, _SCALE] = "er-sde-5") -> Itera
 
 
 @register("er-sde-2", order=2, predicts="x0", reference=f"{_PAPER}, algorithm 2")
-def er_sde_2(grid: Grid, *, scale: Annotated[str, _SCALE] = "er-sde-5") -> Iterator[Row]:
+def er_sde_2(
+    grid: Grid, *, scale: Annotated[str, _SCALE] = "er-sde-5", lower_order_below: Annotated[float, BELOW] = NEVER
+) -> Iterator[Row]:
     """``er-sde-1`` and [κ_t − κ_s + φ(κ_t) ∫ dκ/φ] dx_0/dκ, the derivative from the last two predictions."""
-    yield from _er_sde(grid, 2, scale)
+    yield from _er_sde(grid, 2, scale, lower_order_below)
 
 
 @register("er-sde-3", order=2, predicts="x0", reference=f"{_PAPER}, algorithm 3")
-def er_sde_3(grid: Grid, *, scale: Annotated[str, _SCALE] = "er-sde-5") -> Iterator[Row]:
+def er_sde_3(
+    grid: Grid, *, scale: Annotated[str, _SCALE] = "er-sde-5", lower_order_below: Annotated[float, BELOW] = NEVER
+) -> Iterator[Row]:
     """``er-sde-2`` and [(κ_t − κ_s)²/2 + φ(κ_t) ∫ (κ − κ_s) dκ/φ] d²x_0/dκ², from the last three predictions.
 
     The published form: dx_0/dκ stays the first difference of ``er-sde-2``, so that the order stays 2.
     """
-    yield from _er_sde(grid, 3, scale)
+    yield from _er_sde(grid, 3, scale, lower_order_below)

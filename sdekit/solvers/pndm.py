@@ -11,7 +11,7 @@ from sdekit.names import Between
 from sdekit.process import Knot
 from sdekit.solvers.classical import Variable, constant_eps, runge_kutta, time_between
 from sdekit.solvers.dpm_solver import single_step
-from sdekit.solvers.multistep import multistep
+from sdekit.solvers.multistep import BELOW, NEVER, multistep
 from sdekit.solvers.registry import register, starting
 from sdekit.solvers.tableau import Row, quadrature
 
@@ -42,7 +42,7 @@ def _pseudo_runge_kutta(grid: Grid, s: Knot, t: Knot, evaluations: int) -> Itera
     split=starting(4, 3),
     reference="Liu et al. 2022 (PNDM), algorithm 2",
 )
-def pndm(grid: Grid) -> Iterator[Row]:
+def pndm(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = NEVER) -> Iterator[Row]:
     """PNDM: three pseudo Runge–Kutta steps of 4 evaluations, then the pseudo linear multistep method, one each.
 
     Each step is DDIM with ε replaced by a combination of predictions: Runge–Kutta's over the middle and the end of
@@ -52,7 +52,7 @@ def pndm(grid: Grid) -> Iterator[Row]:
     Order 2, and not 4: the combination is right for an ε that is integrated over equal steps, but DDIM integrates it
     over σ/α. On a grid with equal steps in σ/α, ``ipndm-4``, which is this without the start, has order 4.
     """
-    yield from multistep(grid, 4, _weigh, _pseudo_runge_kutta)
+    yield from multistep(grid, 4, _weigh, _pseudo_runge_kutta, lower_order_below)
 
 
 @register("ipndm-1", order=1, predicts="eps", reference=_IPNDM)
@@ -62,32 +62,32 @@ def ipndm_1(grid: Grid) -> Iterator[Row]:
 
 
 @register("ipndm-2", order=2, predicts="eps", reference=_IPNDM)
-def ipndm_2(grid: Grid) -> Iterator[Row]:
+def ipndm_2(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = NEVER) -> Iterator[Row]:
     """DDIM with ε replaced by 3/2 ε − 1/2 ε_{−1}, the Adams–Bashforth combination of equal steps.
 
     Order 2 on every smooth grid.
     """
-    yield from multistep(grid, 2, _weigh, partial(single_step, "eps"))
+    yield from multistep(grid, 2, _weigh, partial(single_step, "eps"), lower_order_below)
 
 
 @register("ipndm-3", order=2, predicts="eps", reference=_IPNDM)
-def ipndm_3(grid: Grid) -> Iterator[Row]:
+def ipndm_3(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = NEVER) -> Iterator[Row]:
     """DDIM with ε replaced by (23 ε − 16 ε_{−1} + 5 ε_{−2})/12; the first steps use the lower orders.
 
     Order 2, and not 3: the coefficients are those of equal steps in σ/α. There the order is 3; ``ipndm-v`` has it
     on every grid.
     """
-    yield from multistep(grid, 3, _weigh, partial(single_step, "eps"))
+    yield from multistep(grid, 3, _weigh, partial(single_step, "eps"), lower_order_below)
 
 
 @register("ipndm-4", order=2, predicts="eps", reference=_IPNDM)
-def ipndm_4(grid: Grid) -> Iterator[Row]:
+def ipndm_4(grid: Grid, *, lower_order_below: Annotated[float, BELOW] = NEVER) -> Iterator[Row]:
     """DDIM with ε replaced by (55 ε − 59 ε_{−1} + 37 ε_{−2} − 9 ε_{−3})/24; the first steps use the lower orders.
 
     Order 2, and not 4: the coefficients are those of equal steps in σ/α. There the order is 4; ``ipndm-v`` has it
     on every grid.
     """
-    yield from multistep(grid, 4, _weigh, partial(single_step, "eps"))
+    yield from multistep(grid, 4, _weigh, partial(single_step, "eps"), lower_order_below)
 
 
 _ORDER = Between(1, 6)

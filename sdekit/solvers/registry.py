@@ -13,6 +13,7 @@ from sdekit.grid import Grid, GridSpec, identified
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import VP, Process, remembered
+from sdekit.solvers.final import resolve, reuse
 from sdekit.solvers.tableau import DATA, Plan, Row
 
 Rows = Callable[..., Iterator[Row]]
@@ -93,16 +94,18 @@ class Solver:
         nfe: int | None = None,
         steps: int | None = None,
         grid: GridSpec = "auto",
-        final: str = "denoise",
+        final: str = "auto",
     ) -> Plan:
         """The table of a run of ``nfe`` evaluations or of ``steps`` steps.
 
         Args:
-            nfe: evaluations in all, the final denoising among them; exact. A rest that is too small
+            nfe: evaluations in all, that of a final denoising among them; exact. A rest that is too small
                 for a full step becomes one step of lower order.
             steps: steps, each with its full number of evaluations, instead of ``nfe``.
             grid: a grid's name or its times; times alone say the number of steps. ``"auto"`` is the solver's own.
-            final: ``"denoise"`` ends with x_0 as predicted at t_min (one evaluation), ``"none"`` at x(t_min).
+            final: ``"reuse"`` ends with x_0 by the predictions made on the way (``final.reuse``), ``"denoise"`` with
+                x_0 as predicted at t_min (one evaluation), ``"none"`` at x(t_min); ``"auto"`` is one of the first
+                two, by what was measured (``final.resolve``).
 
         Raises ValueError for a budget too small, or an nfe and a grid that contradict each other.
 
@@ -112,7 +115,8 @@ class Solver:
         return _plan(self, process, nfe, steps, *identified(grid), final)
 
     def make_plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
-        last = lookup("final", final, _FINAL)
+        final = resolve(final, process, nfe, steps, grid)
+        last = int(final == "denoise")
         budget = self._budget(nfe, steps, grid, last)
         rule = self.at(sum(budget))
         knots = Grid.make(process, rule.grid if grid == "auto" else grid, budget)
@@ -121,6 +125,8 @@ class Solver:
             c_x, c_F = convert(rule.predicts, "x0", process, knots.knots[-1].t)  # noqa: N806
             rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
         plan = Plan(knots.knots[0], tuple(rows), rule.predicts)
+        if final == "reuse":
+            plan = replace(plan, rows=(*plan.rows, reuse(process, plan, 1 if plan.intervals else max(1, rule.order))))
         if plan.nfe != sum(budget) + last:
             raise ValueError(
                 f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned"
@@ -150,7 +156,6 @@ def _plan(
     return solver.make_plan(process, nfe, steps, grid, final)
 
 
-_FINAL = {"denoise": 1, "none": 0}
 _SOLVERS: dict[str, Solver] = {}
 FITTED: dict[str, str] = {}
 """Solvers that are no table until they are fitted to a model, and the call that fits them."""

@@ -10,6 +10,7 @@ from sdekit.grid import Grid
 from sdekit.names import Between, OneOf
 from sdekit.process import Knot
 from sdekit.solvers.edm import noise_ratio
+from sdekit.solvers.multistep import BELOW, FEW, lowered, order_at
 from sdekit.solvers.registry import register
 from sdekit.solvers.tableau import Draw, Row, phi, quadrature
 
@@ -22,9 +23,11 @@ def _weights(s: Knot, t: Knot, knots: Sequence[Knot], rate: float) -> tuple[floa
     return tuple(quadrature([(knot.half_log_snr - s.half_log_snr) / h for knot in knots], moments))
 
 
-def _vary(predictor: int, corrector: int, tau: float, s_min: float, s_max: float) -> Mapping[str, Any]:
+def _vary(
+    predictor: int, corrector: int, tau: float, s_min: float, s_max: float, lower_order_below: float
+) -> Mapping[str, Any]:
     order = 1 + min(predictor, corrector) if corrector else predictor
-    return {"order": min(2, order) if tau else order}
+    return {"order": lowered(min(2, order) if tau else order, lower_order_below)}
 
 
 @register("sa-solver", order=2, predicts="x0", vary=_vary, reference="Xue et al. 2023 (SA-Solver), algorithm 1")
@@ -36,6 +39,7 @@ def sa_solver(
     tau: Annotated[float, Between(0, 2)] = 1.0,
     s_min: Annotated[float, Between(0, math.inf)] = 0.0,
     s_max: Annotated[float, Between(0, math.inf)] = math.inf,
+    lower_order_below: Annotated[float, BELOW] = FEW,
 ) -> Iterator[Row]:
     """x_t = (σ_t/σ_s) e^{−τ²h} x_s + Σ_j b_j x_0(x_j) + σ_t √(1 − e^{−2τ²h}) z, b_j exact for polynomials in λ.
 
@@ -52,14 +56,15 @@ def sa_solver(
         past, anchor = grid.knots[i::-1], t.sigma / s.sigma * math.exp(-rate * h)
         std = t.sigma * math.sqrt(-math.expm1(-2 * rate * h))
         noise = (Draw(std, s.half_log_snr, t.half_log_snr),) if rate else ()
+        predicted, corrected = (order_at(grid, i, order, lower_order_below) for order in (predictor, corrector))
         correct = bool(corrector) and i < last
         yield Row(
             to=t,
             anchor=anchor,
-            history=_weights(s, t, past[:predictor], rate),
+            history=_weights(s, t, past[:predicted], rate),
             noise=noise,
             evaluate=not corrector or i == 0,
             commit=not correct,
         )
         if correct:
-            yield Row(to=t, anchor=anchor, history=_weights(s, t, [t, *past[:corrector]], rate), noise=noise)
+            yield Row(to=t, anchor=anchor, history=_weights(s, t, [t, *past[:corrected]], rate), noise=noise)
