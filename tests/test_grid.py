@@ -12,7 +12,7 @@ from scipy import stats
 import sdekit as sk
 from sdekit.grid import GRIDS, Grid, table_times
 
-PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow()]
+PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow(), sk.EDM()]
 ids = [type(process).__name__ for process in PROCESSES]
 
 
