@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, testing, training
+    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
@@ -44,7 +44,7 @@ __all__ = [
     "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
     "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
     "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
-    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "testing", "training",
+    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ PROCESSES: dict[str, Process] = {
     "Flow": Flow(),
     "EDM": EDM(),
 }
-PREDICTIONS = ["eps", "x0", "score", "v", "flow"]
+PREDICTIONS = ["eps", "x0", "score", "v", "flow", "flow-to-data"]
 
 
 def _floats(low: float, high: float) -> st.SearchStrategy[float]:

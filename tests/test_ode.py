@@ -11,7 +11,7 @@ from sdekit.ode import STEPPERS, VARIABLES, decode, encode, flow, integrate, pla
 from sdekit.solvers import get, names
 from sdekit.testing import laws, simgpu
 
-PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow(), sk.EDM()]
+PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow()]
 EVERY_PROCESS = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 TOLERANT = [
     name

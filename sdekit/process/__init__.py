@@ -9,5 +9,6 @@ from sdekit.process.ve import VE
 from sdekit.process.vp import VP, SubVP
 
 __all__ = [
-    "EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Knot", "Process", "ReverseSDE", "State", "SubVP", "Time", "match",
+    "EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Knot", "Process", "ReverseSDE", "State", "SubVP", "Time",
+    "match",
 ]  # fmt: skip
