@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import data, divergence, metrics, nn, solvers, targets
+    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
     from sdekit.ode import decode, encode, flow
-    from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+    from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
 
 _NAMES = {
@@ -30,17 +30,21 @@ _NAMES = {
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
     "ode": ("decode", "encode", "flow"),
-    "process": ("VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
+    "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
-_MODULES = ("data", "divergence", "metrics", "nn", "solvers", "targets")
+_MODULES = (
+    "adaptive", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files", "fitting", "grid",
+    "likelihood", "metrics", "model", "model_statistics", "names", "nn", "noise", "ode", "prediction", "process",
+    "report", "results", "sampling", "solvers", "targets", "testing", "training",
+)  # fmt: skip
 
 __all__ = [
-    "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin", "LogLikelihood",
-    "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode", "divergence", "elbo",
-    "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics", "nn", "sample", "sample_adaptive",
-    "solvers", "table_times", "targets",
+    "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
+    "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
+    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
+    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 

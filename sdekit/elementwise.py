@@ -47,10 +47,21 @@ sin = _either(math.sin, torch.sin)
 cos = _either(math.cos, torch.cos)
 tan = _either(math.tan, torch.tan)
 asinh = _either(math.asinh, torch.asinh)
-atan2 = _either(math.atan2, torch.atan2)
+atan = _either(math.atan, torch.atan)
 sigmoid = _either(_sigmoid, torch.sigmoid)
 # torch's own softplus turns linear at 20, which costs 2e-9; this form is exact to rounding
 softplus = _either(_softplus, lambda x: torch.logaddexp(x, torch.zeros_like(x)))
+
+
+def atan2(y: float | Tensor, x: float | Tensor) -> Any:
+    """The angle of the point (x, y), in (−π, π]; a tensor where either is one.
+
+    >>> atan2(1.0, 0.0) == math.pi / 2, atan2(0.0, torch.tensor([-1.0, 1.0]))
+    (True, tensor([3.1416, 0.0000]))
+    """
+    if isinstance(y, Tensor):
+        return torch.atan2(y, x if isinstance(x, Tensor) else y.new_full((), x))
+    return torch.atan2(x.new_full((), y), x) if isinstance(x, Tensor) else math.atan2(y, x)
 
 
 _LANES = 64

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Integral
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -33,15 +35,52 @@ def _index(process: Process, t: float | Tensor) -> float | Tensor:
     return t * process.steps - 1
 
 
+def _entry(process: Process, t: float | Tensor) -> int | Tensor:
+    nearest = _index(process, t)
+    return nearest.round().long() if isinstance(nearest, Tensor) else round(nearest)
+
+
 TIMES: dict[str, TimeMap] = {
     "t": lambda process, t: t,
+    "1-t": lambda process, t: 1 - t,  # networks with the data at t = 1: flow_matching, torchcfm
     "index": _index,  # n = tT − 1, the entry of a DDPM's table
+    "entry": _entry,  # the nearest entry, an integer: for ``nn.Embedding``
     "999t": lambda process, t: t * 999,  # score_sde's VP networks
     "1000t": lambda process, t: t * 1000,  # flow-matching networks of diffusers
     "sigma": lambda process, t: process.sigma(t),
     "half-log-snr": lambda process, t: process.half_log_snr(t),
     "edm": lambda process, t: process.half_log_snr(t) * -0.25,  # c_noise = log(σ/α)/4, Karras et al. 2022
 }
+
+# the two velocities: the clock of a network that predicts it, and the other velocity
+_VELOCITIES = {"flow": ("t", "flow-to-data"), "flow-to-data": ("1-t", "flow")}
+
+
+def _check_direction(predicts: str, process: Process, time: TimeMap) -> None:
+    """A velocity and a clock that is linear in t run the same way: half of a convention samples plausible nonsense."""
+    if predicts not in _VELOCITIES:
+        return
+    own, other = _VELOCITIES[predicts]
+    if (told := _linear_clock(process, time)) not in (None, own):
+        raise ValueError(
+            f'predicts="{predicts}" is the velocity of a network that is told {own}, or a multiple, but time= tells it'
+            f' a multiple of {told}: such a network predicts="{other}", and needs no time= unless it is a multiple'
+            " (one with the other sign: give its negative as net)"
+        )
+
+
+def _linear_clock(process: Process, time: TimeMap) -> str | None:
+    """``"t"`` or ``"1-t"`` where ``time`` is a multiple of it, but for roundings to whole numbers; None elsewhere."""
+    s, t = (process.t_min + share * (process.t_max - process.t_min) for share in (1 / 3, 2 / 3))
+    a, b = float(time(process, s)), float(time(process, t))
+    for name, (left, right) in {"t": (a * t, b * s), "1-t": (a * (1 - t), b * (1 - s))}.items():
+        if left and math.isclose(left, right, rel_tol=5e-3):
+            return name
+    return None
+
+
+# how torch's kernels say that two tensors' dtypes differ
+_DTYPES = re.compile(r"same dtype|should be the same|expected scalar type|dtypes? to be the same")
 
 
 class ScoreModel:
@@ -52,8 +91,10 @@ class ScoreModel:
     Args:
         net: any callable; an ``nn.Module`` with parameters fixes ``dtype`` and ``device``.
         process: the forward process it was trained under.
-        predicts: ``"eps" | "x0" | "score" | "v" | "flow"`` (``prediction.PREDICTIONS``).
-        time: how the network is told the time: a name in ``model.TIMES`` or ``f(process, t)``.
+        predicts: ``"eps" | "x0" | "score" | "v" | "flow" | "flow-to-data"`` (``prediction.PREDICTIONS``). A flow
+            network trained with the data at t = 0 predicts ``"flow"``, with the data at t = 1 ``"flow-to-data"``.
+        time: how the network is told the time: a name in ``model.TIMES`` or ``f(process, t)``, by default t, and
+            1 − t for ``predicts="flow-to-data"``. Integers stay integers, for embeddings.
         dtype: what x is cast to for the network (default: its parameters' dtype); the result is cast
             back to x's. In half precision the times stay float32.
         check_finite: raise where the network returns NaN or infinity. It reads the device at every call.
@@ -61,7 +102,8 @@ class ScoreModel:
     Attributes:
         nfe: calls of the network so far, each a whole batch.
 
-    Raises ValueError for unknown names, and at a call whose result has another shape or device than x.
+    Raises ValueError for unknown names, for a velocity and a time that run against each other, and at a call whose
+    result has another shape or device than x.
 
     >>> from sdekit.process import VP
     >>> model = ScoreModel(lambda x, t: 0.5 * x, VP(), predicts="eps")
@@ -77,7 +119,7 @@ class ScoreModel:
         net: Callable[..., Tensor],
         process: Process,
         predicts: str = "eps",
-        time: str | TimeMap = "t",
+        time: str | TimeMap | None = None,
         dtype: torch.dtype | None = None,
         check_finite: bool = False,
     ) -> None:
@@ -85,8 +127,10 @@ class ScoreModel:
         self.net = net
         self.process = process
         self.predicts = predicts
+        time = _VELOCITIES.get(predicts, ("t",))[0] if time is None else time
         self.time: TimeMap = lookup("time", time, TIMES) if isinstance(time, str) else time
         self.time(process, process.t_max)  # a time the process cannot give fails here, not in the loop
+        _check_direction(predicts, process, self.time)
         self.check_finite = check_finite
         self.nfe = 0
         parameter = next(net.parameters(), None) if isinstance(net, nn.Module) else None
@@ -135,16 +179,27 @@ class ScoreModel:
 
     def _call(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> Tensor:
         dtype = x.dtype if self.dtype is None else self.dtype
-        time_dtype = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        time = self.time(self.process, t)
-        if isinstance(time, Tensor):
-            times = time.to(time_dtype).expand(x.shape[0])
-        else:
-            times = x.new_full((x.shape[0],), time, dtype=time_dtype)
+        times = self._times(x, t, dtype if dtype in (torch.float32, torch.float64) else torch.float32)
         self.nfe += 1
-        output = self.net(x if x.dtype == dtype else x.to(dtype), times, **conditions)
+        try:
+            output = self.net(x if x.dtype == dtype else x.to(dtype), times, **conditions)
+        except RuntimeError as error:
+            if _DTYPES.search(str(error)):
+                raise ValueError(
+                    f"the network got x in {dtype} and times in {times.dtype}, and failed: {error}. Where its weights"
+                    " are of another dtype, dtype= of ScoreModel says what x is cast to; a module given as net, not"
+                    " inside a function, says it itself. Times the network casts to what it needs"
+                ) from error
+            raise
         self._check(output, x, t)
         return output if output.dtype == x.dtype else output.to(x.dtype)
+
+    def _times(self, x: Tensor, t: float | Tensor, dtype: torch.dtype) -> Tensor:
+        """What the network is told, for each sample [batch]: whole numbers as int64, all else in ``dtype``."""
+        told = self.time(self.process, t if isinstance(t, Tensor) else float(t))
+        if isinstance(told, Tensor):
+            return (told.to(dtype) if told.is_floating_point() else told.long()).expand(x.shape[0])
+        return x.new_full((x.shape[0],), told, dtype=torch.int64 if isinstance(told, Integral) else dtype)
 
     def _check(self, output: Tensor, x: Tensor, t: float | Tensor) -> None:
         if output.shape != x.shape:

@@ -9,7 +9,12 @@ So any other prediction G is linear in x and F:  G = c_x x + c_F F  with scalars
 | x0    | x_0               | 1    | 0     | Karras et al. 2022 (denoiser D) |
 | score | ∇ log p = −ε/σ    | 0    | −1/σ  | Song et al. 2021; for VP −ε/√(1−ᾱ) |
 | v     | α ε − σ x_0       | −σ   | α     | Salimans & Ho 2022, eq. 9 |
-| flow  | dx/dt = α' x_0 + σ' ε | α' | σ' | Lipman et al. 2023; ε − x_0 for ``Flow`` |
+| flow  | dx/dt = α' x_0 + σ' ε | α' | σ' | Esser et al. 2024 (SD3); ε − x_0 for ``Flow`` |
+| flow-to-data | −dx/dt    | −α'  | −σ'   | Lipman et al. 2023; x_0 − ε for ``Flow`` |
+
+Two conventions of flow matching differ in where the data are, and so in the velocity's sign. With the data at t = 0
+(SD3, Flux, the networks of diffusers) a network predicts ``flow``. With the data at t = 1 (Lipman et al. 2023, Liu et
+al. 2023, torchcfm, flow_matching) it predicts ``flow-to-data``, and ``ScoreModel`` tells it 1 − t.
 
 A prediction of one's own is one more entry of ``PREDICTIONS``.
 """
@@ -32,6 +37,7 @@ PREDICTIONS: dict[str, WeightsOf] = {
     "score": lambda process, t: (0.0, -1 / process.sigma(t)),
     "v": lambda process, t: (-process.sigma(t), process.alpha(t)),
     "flow": lambda process, t: (process.alpha_rate(t), process.sigma_rate(t)),
+    "flow-to-data": lambda process, t: (-process.alpha_rate(t), -process.sigma_rate(t)),
 }
 
 

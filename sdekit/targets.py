@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdekit import noise
-from sdekit.model import ScoreModel
+from sdekit.model import TIMES, ScoreModel
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process, State, Time, match
@@ -111,7 +111,9 @@ class Target(nn.Module):
         >>> model.x0(torch.full((1, 1), 3.0), 0.0)
         tensor([[1.5000]])
         """
-        return ScoreModel(_ExactNetwork(self, process, predicts), process, predicts)
+        model = ScoreModel(_ExactNetwork(self, process, predicts), process, predicts)
+        model.time = TIMES["t"]  # it knows the process, and asks for its time whatever it predicts
+        return model
 
     def conditional_means(self, x: State, t: Time, process: Process) -> tuple[State, State]:
         """E[x_0 | x_t = x] and E[ε | x_t = x]/σ, which is minus the score; both of x's shape and dtype.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
 
 PROCESSES: dict[str, Process] = {
     "VP": VP(),
@@ -21,8 +21,9 @@ PROCESSES: dict[str, Process] = {
     "DiscreteVP-50": DiscreteVP.linear(50),
     "DiscreteVP-odd": DiscreteVP([0.3, 1e-4, 0.6, 0.02, 0.02, 0.9, 0.001]),
     "Flow": Flow(),
+    "EDM": EDM(),
 }
-PREDICTIONS = ["eps", "x0", "score", "v", "flow"]
+PREDICTIONS = ["eps", "x0", "score", "v", "flow", "flow-to-data"]
 
 
 def _floats(low: float, high: float) -> st.SearchStrategy[float]:
@@ -58,6 +59,7 @@ def processes() -> st.SearchStrategy[Process]:
         st.lists(_log_floats(1e-5, 0.95), min_size=2, max_size=30).map(_quietly(DiscreteVP)),
         st.integers(25, 1000).map(_quietly(DiscreteVP.linear)),
         st.builds(Flow, t_min=starts, t_max=_floats(0.9, 0.9999)),
+        st.builds(EDM, t_min=_log_floats(1e-4, 0.1), t_max=_log_floats(1.0, 500.0)),
     )
 
 

@@ -9,7 +9,7 @@ from sdekit.prediction import PREDICTIONS
 from sdekit.solvers import names
 from sdekit.testing import simgpu
 
-PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow()]
+PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow(), sk.EDM()]
 
 
 class Net(torch.nn.Module):

@@ -12,7 +12,7 @@ from scipy import stats
 import sdekit as sk
 from sdekit.grid import GRIDS, Grid, table_times
 
-PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow()]
+PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow(), sk.EDM()]
 ids = [type(process).__name__ for process in PROCESSES]
 
 
@@ -244,6 +244,61 @@ def test_cosine_is_uniform_in_t_for_the_cosine_process_up_to_its_offset():
 def test_explicit_times_are_kept():
     times = [0.9, 0.5, 0.1]
     assert [knot.t for knot in Grid.make(sk.VP(), times, 2).knots] == times
+
+
+def k_diffusion_sigmas(count):
+    """k-diffusion's list in float32: Karras et al. 2022, eq. 5, and a 0 at the end."""
+    ramp = torch.linspace(0, 1, count)
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    return [*((high + ramp * (low - high)) ** 7).tolist(), 0.0]
+
+
+@pytest.mark.parametrize("count", [2, 5, 18, 40])
+def test_k_diffusions_euler_on_its_own_list(count):
+    """d = (x − D)/σ, x ← x + d Δσ along the whole list, its last step to σ = 0."""
+    sigmas = k_diffusion_sigmas(count)
+    x = start = 80 * torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+
+    def denoiser(x, sigma):
+        return torch.tanh(x / (1 + sigma[:, None]))
+
+    for now, after in zip(sigmas, sigmas[1:]):
+        x = x + (x - denoiser(x, torch.full((3,), now, dtype=torch.float64))) / now * (after - now)
+    model = sk.ScoreModel(denoiser, sk.EDM(), predicts="x0")
+    for arguments in ({}, {"nfe": count}):
+        out = sk.sample(model, (3, 2), solver="ddim", grid=sigmas, start=start, **arguments)
+        assert out.nfe == count
+        assert out.x.numpy() == pytest.approx(x.numpy(), rel=1e-5, abs=1e-9)  # its ends are roundings of 80 and 0.002
+
+
+def test_a_last_time_of_zero_is_the_final_denoising_under_every_process():
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(3, 2)
+    for process in PROCESSES:
+        if process.t_min == 0:  # VE: a time as any other
+            assert Grid.make(process, [1.0, 0.5, 0.0], 2).knots[-1].t == 0
+            continue
+        model = sk.ScoreModel(lambda x, t: torch.tanh(x), process)
+        times = [process.t_max, 0.5 * process.t_max]
+        one, other = (sk.sample(model, (3, 2), solver="heun", grid=grid, start=x) for grid in (times, [*times, 0.0]))
+        assert torch.equal(one.x, other.x)
+        assert one.nfe == other.nfe == 3
+        with pytest.raises(ValueError, match="leave the 0 out: the final denoising, final='denoise' of sample"):
+            sk.sample(model, (3, 2), solver="heun", grid=[*times, 0.0], start=x, final="none")
+
+
+def test_ends_that_are_outside_by_a_rounding_are_the_processs_ends():
+    process = sk.EDM()
+    for factor in (1 - 5e-7, 1 + 5e-7):
+        knots = Grid.make(process, [80 * factor, 1.0, 0.002 * factor], 2).knots
+        assert (knots[0].t, knots[-1].t) == (min(80.0, 80 * factor), max(0.002, 0.002 * factor))
+    for times in ([80.01, 1.0, 0.002], [80.0, 1.0, 0.00199]):
+        with pytest.raises(ValueError, match="leave the process's range"):
+            Grid.make(process, times, 2)
+
+
+def test_a_grid_that_begins_beyond_the_process_is_told_where_to_begin():
+    with pytest.raises(ValueError, match=r"= \[0.001, 0.999\]; begin at t_max, .* \(t_max= of Flow says"):
+        Grid.make(sk.Flow(), [1.0, 0.5, 0.1], 2)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class Recorder:
 def truth(predicts: str, process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
     flow = process.alpha_rate(t)[:, None] * x0 + process.sigma_rate(t)[:, None] * eps
-    return {"eps": eps, "x0": x0, "score": -eps / sigma, "v": alpha * eps - sigma * x0, "flow": flow}[predicts]
+    v = alpha * eps - sigma * x0
+    return {"eps": eps, "x0": x0, "score": -eps / sigma, "v": v, "flow": flow, "flow-to-data": -flow}[predicts]
 
 
 @given(processes(), st.lists(fractions(0.05, 0.95), min_size=3, max_size=3), st.sampled_from(PREDICTIONS))
@@ -41,12 +42,12 @@ def test_every_prediction_from_any_network(process: Process, marks: list[float],
     t = tensor([at(process, mark) for mark in marks])
     x0, eps = X, X.flip(0) + 0.25
     x = process.perturb(x0, t, eps)
-    model = ScoreModel(lambda x, times: truth(predicts, process, x0, eps, times), process, predicts)
+    model = ScoreModel(lambda x, times: truth(predicts, process, x0, eps, t), process, predicts)
     for calls, kind in enumerate(PREDICTIONS, start=1):
         # c_x x + c_F F is known to a rounding of its terms
         c_x, c_F = (torch.as_tensor(c).expand(3)[:, None].abs() for c in convert(predicts, kind, process, t))  # noqa: N806
         allowed = 1e-13 * (c_x * x.abs() + c_F * truth(predicts, process, x0, eps, t).abs() + 1)
-        assert ((getattr(model, kind)(x, t) - truth(kind, process, x0, eps, t)).abs() <= allowed).all(), kind
+        assert ((model.predict(kind, x, t) - truth(kind, process, x0, eps, t)).abs() <= allowed).all(), kind
         assert model.nfe == calls
 
 
@@ -82,6 +83,7 @@ def test_conditions_reach_the_network() -> None:
     ("name", "process", "t", "told"),
     [
         ("t", VP(), 0.25, 0.25),
+        ("1-t", Flow(), 0.25, 0.75),
         ("index", DiscreteVP.linear(50), 0.02, 0.0),
         ("index", DiscreteVP(), 0.5, 499.0),
         ("999t", VP(), 0.5, 499.5),
@@ -99,6 +101,61 @@ def test_how_the_network_is_told_the_time(name: Any, process: Process, t: float,
         model.eps(X, time)
     for _, times, _ in net.calls:
         torch.testing.assert_close(times, tensor([told] * 3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_the_named_methods_are_predictions(predicts: str) -> None:
+    model = ScoreModel(Recorder(), Flow(), predicts)
+    for kind in ("eps", "x0", "score", "v", "flow"):
+        assert torch.equal(getattr(model, kind)(X, 0.3), model.predict(kind, X, 0.3))
+
+
+TABLE = DiscreteVP()
+WHOLE: dict[str, Any] = {
+    "entry": "entry",
+    "rounded": lambda process, t: torch.as_tensor(t * 1000 - 1).round().long(),
+    "int32": lambda process, t: torch.as_tensor(t * 1000 - 1).round().int(),
+}
+
+
+@pytest.mark.parametrize("time", WHOLE.values(), ids=WHOLE.keys())
+def test_whole_numbers_reach_a_table_of_embeddings(time: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(1000, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            assert t.dtype == torch.int64
+            return x * self.embed(t)
+
+    net = Net()
+    model = ScoreModel(net, TABLE, time=time)
+    for n in (0, 1, 499, 979, 999):
+        t, expected = (n + 1) / 1000, X * net.embed.weight[n]
+        for time_given in (t, tensor(t), tensor([t] * 3), torch.tensor(t), torch.full((3,), t)):
+            assert torch.equal(model.eps(X, time_given), expected)
+    assert torch.equal(model.eps(X, 0.2504), X * net.embed.weight[249])  # between entries: the nearest
+
+
+def test_only_a_time_map_makes_whole_numbers() -> None:
+    net = Recorder()
+    ScoreModel(net, VP()).eps(X, 1)
+    ScoreModel(net, VP(), time=lambda process, t: round(1000 * t)).eps(X, 0.25)
+    assert [times.dtype for _, times, _ in net.calls] == [torch.float64, torch.int64]
+    assert net.calls[1][1].tolist() == [250] * 3
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(2, 2), nn.Sequential(nn.Unflatten(1, (2, 1)), nn.Conv1d(2, 2, 1), nn.Flatten())]
+)
+def test_a_network_of_another_dtype_inside_a_function_is_named(layer: nn.Module) -> None:
+    half = layer.bfloat16()
+    with pytest.raises(ValueError, match=r"x in torch.float32 and times in torch.float32.* dtype= of ScoreModel"):
+        ScoreModel(lambda x, t: half(x), VP()).eps(X.float(), 0.5)
+    assert ScoreModel(lambda x, t: half(x), VP(), dtype=torch.bfloat16).eps(X.float(), 0.5).dtype == torch.float32
+    with pytest.raises(RuntimeError, match=r"must match the size|shapes cannot be multiplied"):
+        ScoreModel(lambda x, t: x @ x, VP()).eps(X, 0.5)  # another failure stays what it is
 
 
 def test_a_network_in_half_precision_sees_half_and_returns_the_states_dtype() -> None:

@@ -158,7 +158,7 @@ def test_a_stored_network_comes_back_with_its_bits(tmp_path, net):
 
 @pytest.mark.parametrize(
     "process",
-    [sk.VP(beta_max=10.0), sk.SubVP(), sk.VE(0.02, 30.0), sk.CosineVP(), sk.DiscreteVP.linear(50), sk.Flow()],
+    [sk.VP(beta_max=10.0), sk.SubVP(), sk.VE(0.02, 30.0), sk.CosineVP(), sk.DiscreteVP.linear(50), sk.Flow(), sk.EDM()],
     ids=lambda process: type(process).__name__,
 )
 def test_a_process_survives_json(process):

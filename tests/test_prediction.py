@@ -21,10 +21,10 @@ units = st.floats(-2.0, 2.0)
 def defined(name: str, process: Process, t: float, x0: float, eps: float) -> float:
     """The prediction by its definition; the flow's from the moments' derivatives, not from f and g."""
     alpha, sigma = process.alpha(t), process.sigma(t)
-    if name == "flow":
+    if name.startswith("flow"):
         time = tensor(t).requires_grad_()
         (velocity,) = torch.autograd.grad(process.alpha(time) * x0 + process.sigma(time) * eps, time)
-        return velocity.item()
+        return velocity.item() if name == "flow" else -velocity.item()
     return {"eps": eps, "x0": x0, "score": -eps / sigma, "v": alpha * eps - sigma * x0}[name]
 
 

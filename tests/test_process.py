@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from strategies import PROCESSES, at, fractions, processes, smooth_span, tensor
 
-from sdekit.process import VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.elementwise import atan, atan2, log, tan
+from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 TIGHT: dict[str, Any] = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-14}
@@ -26,6 +29,8 @@ def published(process: Process, t: float) -> tuple[float, float]:
         return 1.0, process.sigma_min * (process.sigma_max / process.sigma_min) ** t
     if isinstance(process, Flow):
         return 1 - t, t
+    if isinstance(process, EDM):
+        return 1.0, t
     if isinstance(process, CosineVP):
         bar = [math.cos((u + process.s) / (1 + process.s) * math.pi / 2) ** 2 for u in (t, 0.0)]
         return math.sqrt(bar[0] / bar[1]), math.sqrt(1 - bar[0] / bar[1])
@@ -209,6 +214,8 @@ def test_perturb_and_marginal(process: Process) -> None:
         (lambda: CosineVP(s=0.0), "s=0.0"),
         (lambda: Flow(t_max=1.0), "t_max=1.0: Flow needs both strictly inside"),
         (lambda: Flow(t_min=0.0), "t_min=0.0"),
+        (lambda: EDM(t_min=0.0), "t_min, t_max = 0.0, 80.0"),
+        (lambda: EDM(t_max=0.001), "t_min, t_max = 0.002, 0.001"),
         (lambda: VP(t_min=0.5, t_max=0.5), "t_min=0.5, t_max=0.5"),
         (lambda: DiscreteVP([]), "betas: 0 given"),
         (lambda: DiscreteVP([0.1]), "betas: 1 given"),
@@ -224,3 +231,42 @@ def test_perturb_and_marginal(process: Process) -> None:
 def test_bad_parameters_are_named(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_process_that_lacks_formulas_names_them_when_it_is_made() -> None:
+    @dataclass(frozen=True)
+    class Half(Process):
+        t_min: float = 0.1
+        t_max: float = 1.0
+
+        def log_alpha(self, t):
+            return 0.0 * t
+
+        def log_sigma(self, t):
+            return log(t)
+
+        def drift(self, x, t):  # not the name: f is drift_rate
+            return 0.0 * t
+
+    with pytest.raises(TypeError, match=r"Half.*'?diffusion'?, '?drift_rate'?.* '?t_of_half_log_snr'?"):
+        Half()
+
+
+def test_edms_ode_is_dx_dt_equal_to_eps() -> None:
+    """Karras et al. 2022, eq. 3 with s = 1 and σ = t: dx/dt = −t ∇ log p = ε; the noise is √(2t) dw (eq. 6)."""
+    assert (EDM().alpha_rate(3.0), EDM().sigma_rate(3.0)) == pytest.approx((0.0, 1.0), abs=1e-12)
+    assert EDM().diffusion(3.0) == pytest.approx(math.sqrt(6.0), rel=1e-14)
+
+
+@pytest.mark.parametrize(("y", "x"), [(1.0, 2.0), (-1.0, -2.0), (0.0, -3.0), (2.0, 0.0)])
+def test_angles_of_floats_and_tensors(y: float, x: float) -> None:
+    angle = cmath.phase(complex(x, y))
+    assert type(atan2(y, x)) is float
+    assert atan2(y, x) == pytest.approx(angle, rel=1e-15)
+    for pair in ((tensor([y] * 3), tensor([x] * 3)), (tensor([y] * 3), x), (y, tensor([x] * 3))):
+        assert atan2(*pair).tolist() == pytest.approx([angle] * 3, rel=1e-14)
+    one = atan2(y, tensor([x]))  # a tensor of one number is a tensor too
+    assert isinstance(one, torch.Tensor)
+    assert one.shape == (1,)
+    assert tan(atan(y)) == pytest.approx(y, rel=1e-14)
+    assert torch.tan(atan(tensor([y, x]))).tolist() == pytest.approx([y, x], rel=1e-14)

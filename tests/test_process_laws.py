@@ -45,6 +45,15 @@ class Noise(Process):
         return exp(-half_log_snr)
 
 
+def test_a_process_without_a_range_of_times_is_named():
+    class Endless(Process):
+        log_alpha, log_sigma = Noise.log_alpha, Noise.log_sigma
+        drift_rate, diffusion, t_of_half_log_snr = Noise.drift_rate, Noise.diffusion, Noise.t_of_half_log_snr
+
+    with pytest.raises(AssertionError, match="Endless has no t_min and no t_max"):
+        check_process(Endless())
+
+
 def test_a_right_process_passes():
     check_process(Noise())
 

@@ -1,5 +1,6 @@
 """The public names: each listed one is there, and the command's help needs no torch."""
 
+import pkgutil
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import sdekit as sk
 
 
 def test_every_public_name_is_there_and_no_other():
-    assert sorted(sk.__all__) == sorted([*sk._HOMES, *sk._MODULES])
+    assert len(sk.__all__) == len(set(sk.__all__))
+    assert set(sk._HOMES) <= set(sk.__all__) <= {*sk._HOMES, *sk._MODULES}
     for name in sk.__all__:
         assert getattr(sk, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):
@@ -22,6 +24,12 @@ def test_a_function_keeps_its_name_when_its_module_is_imported():
 
     assert sk.compare is sdekit.comparison.compare
     assert sk.sample is sdekit.sampling.sample
+
+
+def test_every_module_is_reachable_after_one_import():
+    for module in pkgutil.iter_modules(sk.__path__):
+        # by the package's own hook: an attribute may be there only because another test imported it
+        assert sk.__getattr__(module.name) is sys.modules[f"sdekit.{module.name}"]
 
 
 def test_solvers_gives_what_fits_them_too():

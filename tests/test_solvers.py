@@ -133,8 +133,55 @@ def test_a_users_solver_works_everywhere(monkeypatch):
     laws.check_solver("my-midpoint")
     assert "my-midpoint" in names()
     assert get("my-midpoint(shrink=0.5)").options == (("shrink", 0.5),)
+    for taken in ("my-midpoint", "ddim"):
+        with pytest.raises(ValueError, match=rf"{taken}' is registered already, by .*rows|ddim"):
+            register(taken, order=1, predicts="eps", reference="")(lambda grid: rows(grid))
+
+
+def test_a_solver_that_is_defined_anew_gives_its_new_table(monkeypatch):
+    """As a notebook's cell does when it is run again, with another number in it."""
+    monkeypatch.setattr("sdekit.solvers.registry._SOLVERS", dict(sk.solvers.registry._SOLVERS))
+    cell = """
+@sk.solvers.register("again", order=1, predicts="eps", reference="mine")
+def again(grid):
+    for s, t, _ in grid:
+        yield sk.solvers.Row(to=t, anchor={anchor}, history=(0.0,))
+"""
+    model = sk.ScoreModel(lambda x, t: x, sk.VP())
+    start = torch.ones(1, 1)
+    for anchor in (0.5, 0.25):
+        namespace = {"sk": sk, "__name__": "__main__"}
+        exec(compile(cell.format(anchor=anchor), f"<cell {anchor}>", "exec"), namespace)
+        assert [row.anchor for row in get("again").plan(sk.VP(), steps=2, final="none").rows] == [anchor] * 2
+        assert sk.sample(model, (1, 1), solver="again", steps=2, final="none", start=start).x.item() == anchor**2
+    with pytest.raises(ValueError, match=r"'again' is registered already, by __main__.again"):
+        exec(cell.replace("def again", "def other").format(anchor=1.0), {"sk": sk, "__name__": "__main__"})
+    with pytest.raises(ValueError, match=r"'again' is registered already, by __main__.again"):
+        exec(cell.format(anchor=1.0), {"sk": sk, "__name__": "elsewhere"})
+
+
+def test_two_lambdas_are_not_the_same_solver(monkeypatch):
+    monkeypatch.setattr("sdekit.solvers.registry._SOLVERS", dict(sk.solvers.registry._SOLVERS))
+    add = register("nameless", order=1, predicts="eps", reference="mine")
+    add(lambda grid: iter(()))
     with pytest.raises(ValueError, match="registered already"):
-        register("my-midpoint", order=1, predicts="eps", reference="")(rows)
+        add(lambda grid: iter([None]))
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 0.5), (0.5, 0.5), (math.nan, 1.0), (0.0, math.inf)])
+def test_a_draw_runs_upwards_in_half_log_snr(start, end):
+    with pytest.raises(ValueError, match=r"Draw\(start=.*, end=.*\): start must be below end, both λ"):
+        Draw(0.3, start, end)
+
+
+def test_a_solver_that_draws_over_times_is_named():
+    def rows(grid):
+        for s, t, _ in grid:
+            yield Row(to=t, anchor=1.0, noise=(Draw(0.1, s.t, t.t),), evaluate=True, history=(0.0,))
+
+    wrong = sk.solvers.Solver("wrong", rows, 1, "eps", 1, "", get("ddim").split)
+    with pytest.raises(ValueError, match="half_log_snr, which rises towards the data"):
+        wrong.plan(sk.VP(), nfe=5)
 
 
 @pytest.mark.parametrize(

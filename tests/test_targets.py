@@ -137,7 +137,7 @@ def test_every_network_gives_every_prediction(
     eps = sigma * minus_score
     torch.testing.assert_close(alpha * x0 + sigma * eps, x, rtol=1e-10, atol=1e-10)
     v, flow = alpha * eps - sigma * x0, alpha_rate * x0 + sigma_rate * eps
-    truth = {"eps": eps, "x0": x0, "score": -minus_score, "v": v, "flow": flow}
+    truth = {"eps": eps, "x0": x0, "score": -minus_score, "v": v, "flow": flow, "flow-to-data": -flow}
     model = target.model(process, predicts)
     # its own prediction is direct: no other is formed first
     torch.testing.assert_close(model.predict(predicts, x, times), truth[predicts], rtol=1e-11, atol=1e-11)

@@ -4,8 +4,8 @@ A named grid is one function in ``GRIDS``; explicit times are passed as a sequen
 one's own are in ``sdekit.fitting``.
 """
 
-from sdekit.grid.knots import Grid, GridSpec, identified
+from sdekit.grid.knots import Grid, GridSpec, identified, without_data
 from sdekit.grid.named import GRIDS
 from sdekit.grid.table import table_times
 
-__all__ = ["GRIDS", "Grid", "GridSpec", "identified", "table_times"]
+__all__ = ["GRIDS", "Grid", "GridSpec", "identified", "table_times", "without_data"]

@@ -39,7 +39,7 @@ class Grid:
 
         Args:
             spec: a name in ``GRIDS``, with options as in ``"karras(rho=5)"``, or the times themselves,
-                strictly decreasing, within [t_min, t_max].
+                strictly decreasing, within [t_min, t_max]. An end outside by a rounding is moved onto t_max or t_min.
 
         Raises ValueError for an unknown name, a non-monotone or out-of-range grid, or a wrong count.
         """
@@ -76,6 +76,21 @@ def identified(spec: GridSpec) -> tuple[GridSpec, object]:
     return tuple(float(t) for t in spec), None
 
 
+def without_data(process: Process, spec: GridSpec) -> GridSpec:
+    """``spec`` without a last time 0 that lies below t_min: lists of other libraries end with the denoised state.
+
+    >>> from sdekit.process import EDM
+    >>> without_data(EDM(), [80.0, 1.0, 0.0]), without_data(EDM(), "karras")
+    ([80.0, 1.0], 'karras')
+    """
+    if isinstance(spec, str) or len(spec) < 3 or float(spec[-1]) != 0 or process.t_min == 0:
+        return spec
+    return spec[:-1]
+
+
+_ROUNDING = 1e-6  # relative: a number of float32 that was computed in some steps
+
+
 def _named_times(process: Process, spec: str, steps: int) -> list[float]:
     name, options = parse(spec)
     function = lookup("grid", name, GRIDS)
@@ -92,9 +107,27 @@ def _explicit_times(process: Process, times: list[float], steps: int) -> list[fl
     for s, t in zip(times, times[1:]):
         if not s > t:
             raise ValueError(f"grid: times must strictly decrease, from noise to data, but {s} is followed by {t}")
+    times[0] = _onto(times[0], process.t_max, times[0] > process.t_max)
+    times[-1] = _onto(times[-1], process.t_min, times[-1] < process.t_min)
     if not (times[0] <= process.t_max and times[-1] >= process.t_min):
         raise ValueError(
             f"grid: times from {times[0]} to {times[-1]} leave the process's range"
-            f" [t_min, t_max] = [{process.t_min}, {process.t_max}]"
+            f" [t_min, t_max] = [{process.t_min}, {process.t_max}]{_hint(process, times)}"
         )
     return times
+
+
+def _onto(time: float, end: float, outside: bool) -> float:
+    return end if outside and math.isclose(time, end, rel_tol=_ROUNDING) else time
+
+
+def _hint(process: Process, times: list[float]) -> str:
+    """What to give instead of an end that the process stops short of."""
+    name, hints = type(process).__name__, ""
+    if times[0] > process.t_max:
+        hints += f"; begin at t_max, where named grids begin (t_max= of {name} says where that is)"
+    if times[-1] == 0 < process.t_min:
+        hints += (
+            "; leave the 0 out: the final denoising, final='denoise' of sample, leads there from the time before it"
+        )
+    return hints

@@ -3,11 +3,12 @@
 from sdekit.process.base import Knot, Process, ReverseSDE, State, Time, match, remembered
 from sdekit.process.cosine import CosineVP
 from sdekit.process.discrete import DiscreteVP
+from sdekit.process.edm import EDM
 from sdekit.process.flow import Flow
 from sdekit.process.ve import VE
 from sdekit.process.vp import VP, SubVP
 
 __all__ = [
-    "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Knot", "Process", "ReverseSDE", "State", "SubVP", "Time", "match",
-    "remembered",
+    "EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Knot", "Process", "ReverseSDE", "State", "SubVP", "Time",
+    "match", "remembered",
 ]  # fmt: skip

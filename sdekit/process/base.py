@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache, wraps
@@ -61,35 +62,37 @@ class Knot:
     half_log_snr: float
 
 
-class Process:
+class Process(ABC):
     r"""A Gaussian forward process. Subclass it with the five formulas below, as a frozen dataclass.
 
     α(t), σ(t): x_t | x_0 ~ N(α x_0, σ² I).  λ(t) = log(α/σ), strictly decreasing.
     f = d log α/dt and g² = dσ²/dt − 2fσ² = −2σ² dλ/dt (Kingma et al. 2021, eq. 18 and appendix).
+
+    Making a process that lacks one of the five raises TypeError, which names it.
     """
 
     t_min: float
     t_max: float
 
+    @abstractmethod
     def log_alpha(self, t: Scalar) -> Scalar:
         """log α(t)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_sigma(self, t: Scalar) -> Scalar:
         """log σ(t)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drift_rate(self, t: Scalar) -> Scalar:
         """f(t) of the drift f(t) x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def diffusion(self, t: Scalar) -> Scalar:
         """g(t), the coefficient of dw."""
-        raise NotImplementedError
 
+    @abstractmethod
     def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
         """The time at which log(α/σ) has this value."""
-        raise NotImplementedError
 
     def alpha(self, t: Scalar) -> Scalar:
         """α(t), the factor of the data in x_t."""

@@ -10,12 +10,13 @@ from sdekit.names import lookup
 from sdekit.process.base import Process
 from sdekit.process.cosine import CosineVP
 from sdekit.process.discrete import DiscreteVP
+from sdekit.process.edm import EDM
 from sdekit.process.flow import Flow
 from sdekit.process.ve import VE
 from sdekit.process.vp import VP, SubVP
 
 PROCESSES: dict[str, Callable[..., Process]] = {
-    process.__name__: process for process in (VP, SubVP, VE, CosineVP, DiscreteVP, Flow)
+    process.__name__: process for process in (VP, SubVP, VE, CosineVP, DiscreteVP, Flow, EDM)
 }
 
 

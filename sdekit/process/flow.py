@@ -10,7 +10,11 @@ from sdekit.process.base import Process, check_range
 
 @dataclass(frozen=True)
 class Flow(Process):
-    """Flow matching's straight path α = 1 − t, σ = t (Lipman et al. 2023; Liu et al. 2023).
+    """Flow matching's straight path α = 1 − t, σ = t: data at t = 0, noise at t = 1 (Esser et al. 2024, SD3, eq. 13).
+
+    Liu et al. 2023 (eq. 1) and Lipman et al. 2023 (eq. 20, here with σ_min = 0) state the same path with the data at
+    t = 1. ``predicts`` of ``ScoreModel`` says which one a network was trained with: ``"flow"`` for the first, ε − x_0
+    told t; ``"flow-to-data"`` for the second, x_0 − ε told 1 − t.
 
     λ is ∓∞ at both ends; t stays in [0.001, 0.999]. A start from N(0, σ²) leaves out 0.001 x_0.
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
-from sdekit.grid import Grid, GridSpec, identified
+from sdekit.grid import Grid, GridSpec, identified, without_data
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import VP, Process, remembered
@@ -103,6 +103,7 @@ class Solver:
                 for a full step becomes one step of lower order.
             steps: steps, each with its full number of evaluations, instead of ``nfe``.
             grid: a grid's name or its times; times alone say the number of steps. ``"auto"`` is the solver's own.
+                A last time 0 below t_min is the final denoising, which leads there: it counts as no step.
             final: ``"reuse"`` ends with x_0 by the predictions made on the way (``final.reuse``), ``"denoise"`` with
                 x_0 as predicted at t_min (one evaluation), ``"none"`` at x(t_min); ``"auto"`` is one of the first
                 two, by what was measured (``final.resolve``).
@@ -115,6 +116,7 @@ class Solver:
         return _plan(self, process, nfe, steps, *identified(grid), final)
 
     def make_plan(self, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str) -> Plan:
+        grid = grid if final == "none" else without_data(process, grid)
         final = resolve(final, process, nfe, steps, grid)
         last = int(final == "denoise")
         budget = self._budget(nfe, steps, grid, last)
@@ -203,12 +205,17 @@ def register(
     """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
 
     A solver's options are its keyword-only parameters, each ``Annotated`` with ``Between`` or ``OneOf``.
-    Raises ValueError for a name that is taken.
+    The same function (by module and name) may be registered again, as a notebook's cell does when it is run again: the
+    newest takes the name. Raises ValueError for a name that another function has.
     """
 
     def add(rows: Rows) -> Rows:
-        if name in _SOLVERS:
-            raise ValueError(f"a solver named {name!r} is registered already")
+        if name in _SOLVERS and _place(_SOLVERS[name].rows) != _place(rows):
+            raise ValueError(
+                f"a solver named {name!r} is registered already, by {_SOLVERS[name].rows.__module__}."
+                f"{_SOLVERS[name].rows.__qualname__}: only the function of that module and name may be registered"
+                " again; choose another name"
+            )
         lookup("prediction", predicts, PREDICTIONS)
         options_of(rows)
         split_or_full = split or full_steps(evaluations)
@@ -227,6 +234,13 @@ def register(
         return rows
 
     return add
+
+
+def _place(rows: Rows) -> tuple[object, ...]:
+    """What says that a function is another one defined anew; two lambdas have the same name."""
+    code = getattr(rows, "__code__", None)
+    line = (code.co_filename, code.co_firstlineno) if code is not None and rows.__name__ == "<lambda>" else ()
+    return rows.__module__, rows.__qualname__, *line
 
 
 def names() -> list[str]:

@@ -36,11 +36,25 @@ DATA = Knot(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=math.inf)
 
 @dataclass(frozen=True)
 class Draw:
-    """c·z, with z the unit Wiener increment over [start, end] in λ; equal intervals are the same z."""
+    """c·z, with z the unit Wiener increment over [start, end] in λ; equal intervals are the same z.
+
+    Raises ValueError where start is not below end, as times are that were given for λ.
+
+    >>> Draw(1.0, start=0.5, end=-0.5)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Draw(start=0.5, end=-0.5): start must be below end, both λ = half_log_snr, which rises towards ...
+    """
 
     coefficient: Coefficient
     start: float
     end: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.start < self.end < math.inf:
+            raise ValueError(
+                f"Draw(start={self.start}, end={self.end}): start must be below end, both λ = half_log_snr, which rises"
+                " towards the data (times fall)"
+            )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ def _close(value: float, truth: float, relative: float, absolute: float = 0.0) -
 
 def check_range(process: Process) -> None:
     """0 ≤ t_min < t_max, and α, σ, λ finite at both."""
+    missing = [name for name in ("t_min", "t_max") if not hasattr(process, name)]
+    assert not missing, (
+        f"{type(process).__name__} has no {' and no '.join(missing)}: a process states its range of times"
+    )
     for name in _FORMULAS:
         value = getattr(process, name)(0.5 * (process.t_min + process.t_max))
         assert isinstance(value, float), f"{name}: a float must give a float, got {value!r}"
