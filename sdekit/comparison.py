@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sdekit.grid import Grid
 from sdekit.metrics import METRICS
+from sdekit.misfit import warn_of_start
 from sdekit.noise import normal
 from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
@@ -121,6 +122,7 @@ def compare(
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     ruler = _Ruler.make(reference, real, features, samples)
+    warn_of_start(model.process, reference)
     named = _named(solvers)
     network = _digest(*_contents(model))
     run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, network, named)

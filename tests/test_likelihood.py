@@ -128,13 +128,6 @@ def test_joined_spreads():
     assert Spread.join([none, none], torch.full((2, 1), 0.5)).calibrated.item() == 0
 
 
-def test_one_probe_has_no_error_bar():
-    process, target = sk.VP(), gaussian(3)
-    found = log_prob(target.model(process), state(target, process, 2))
-    assert found.stderr.probes.isnan().all()
-    assert torch.equal(found.stderr.total, found.stderr.solver)
-
-
 def test_rotation_invariance():
     """The density of turned data under the turned model is the same; standard normals come from the same probes."""
     process, target = sk.VP(), gaussian(4)
