@@ -77,6 +77,9 @@ def warn_of_start(process: Process, samples: Float[Tensor, "n *event"]) -> None:
     """
     if samples.device.type != "cpu" or len(samples) < FEWEST:
         return
+    largest = samples.detach().flatten(1).mean(0).abs().max().item()
+    if not math.exp(process.half_log_snr(process.t_max)) * largest > MATERIAL:  # as good as always: one pass will do
+        return
     misfit = Misfit.of(process, samples)
     if misfit.shift > MATERIAL:
         _warn(
