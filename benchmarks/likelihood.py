@@ -3,9 +3,10 @@
     python benchmarks/likelihood.py                  # the table; a few minutes
     python benchmarks/likelihood.py --only accuracy  # accuracy, coverage, passes, overhead or digits
 
-accuracy: error against the true log density, exact trace, the true p_T as prior. coverage: how often the truth
-lies within ±2 standard errors. passes: drift and divergence against a bare forward of the digits U-Net. overhead: host
-cost of a solver step with a trivial network. digits: the whole likelihood of held-out digits at one achieved error.
+accuracy: error against the true log density, exact trace, the true p_T as prior. coverage: how often ±2 standard errors
+hold the exact trace, by the number of probes, and how well the prior's part covers its error. passes: drift and
+divergence against a bare forward of the digits U-Net. overhead: host cost of a solver step
+with a trivial network. digits: the whole likelihood of held-out digits at one achieved error.
 The baseline is written here in the manner of score_sde: the state flattened to float64 numpy, solve_ivp, one gradient
 of Σ v·f for the divergence, one step size for the batch, in t. All on the CPU.
 """
@@ -94,31 +95,86 @@ def accuracy(large: bool) -> None:
             print(f"{name:22}{type(process).__name__:8}{''.join(cells)}", flush=True)
 
 
+def moons_network() -> tuple[sk.ScoreModel, Tensor]:
+    """A small network trained on two moons for some seconds, and data."""
+    from sklearn.datasets import make_moons
+
+    from sdekit.training import Denoising, Optimisation, train_denoiser
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = (3, 64, 64, 2)
+            layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:])]
+            self.layers = torch.nn.Sequential(layers[0], torch.nn.SiLU(), layers[1], torch.nn.SiLU(), layers[2])
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.layers(torch.cat([x, t[:, None]], 1))
+
+    points = make_moons(2000, noise=0.05, random_state=0)[0]
+    x = sk.data.Standardise.of(points).apply(points)
+    torch.manual_seed(0)
+    task = Denoising(predicts="eps", time="t")
+    return train_denoiser(Net(), sk.VP(), x, task=task, plan=Optimisation(steps=3000, lr=2e-3)), x
+
+
 def coverage() -> None:
-    """Two Rademacher signs make an estimate of D = 2 one of two values: intervals around the mean of 16 then hold
-    the truth in 92.3% or in 97.9% of cases, and in nothing between."""
-    process = sk.VP()
-    print("\ncoverage: truth within ±2 standard errors, 500 seeds, 16 probes (in brackets: of ±2 s/√n)")
-    targets: list[tuple[str, Target]] = [
-        ("Gaussian, D = 2", gaussian(2)), ("Gaussian, D = 64", gaussian(64)),
-        ("mixture, D = 2", mixture(2)), ("mixture, D = 64", mixture(64)), ("digits mixture", digits_mixture()),
-    ]  # fmt: skip
-    for name, target in targets:
-        x = target.sample(1, t=process.t_min, process=process)
-        many = x.expand(500, *x.shape[1:])
-        truth = target.log_prob(x, process.t_min, process)
+    """How often the mean of n estimates lies within ±2 of its error of the exact trace, on the same knots."""
+    from sdekit.data import digits
+    from sdekit.likelihood.errors import spread_of
+    from sdekit.nn import digits_model
+
+    process, counts = sk.VP(), (2, 4, 8, 12, 16, 24)
+    print("\ncoverage: exact trace within ±2 standard errors, % of all, by the number of probes")
+    print(f"{'':22}{'':12}" + "".join(f"{count:8}" for count in counts))
+    targets = [(f"{name}, D = {size}", make(size)) for size in (2, 3, 8, 64)
+               for name, make in (("Gaussian", gaussian), ("mixture", mixture))]  # fmt: skip
+    models = [(name, target.model(process), target.sample(60, t=process.t_min, process=process).float())
+              for name, target in targets]  # fmt: skip
+    trained, moons = moons_network()
+    models += [
+        ("moons network, D = 2", trained, moons[:60]),
+        ("digits network", digits_model(), digits().held_out[:24]),
+    ]
+    for name, model, x in models:
         for distribution in ("rademacher", "sphere", "gaussian"):
-            found = log_prob(
-                target.model(process), many, probes=16, distribution=distribution, rtol=1e-4, atol=1e-4,
-                prior=lambda z, target=target: target.log_prob(z, process.t_max, process),
-            )  # fmt: skip
-            error, errors = found.nats - truth, found.stderr
-            inside, plain = (
-                100 * (error.abs() < 2 * half).double().mean().item()
-                for half in (errors.probes, errors.estimates.plain)
-            )
-            spread = error.std().item() / x[0].numel() / math.log(2)
-            print(f"{name:22}{distribution:12}{inside:6.1f}% ({plain:.1f}%)   error {spread:.1e} bits/dim", flush=True)
+            errors = trace_errors(model, x, 96, distribution)
+            cells: list[str] = []
+            for count in counts:
+                groups = errors.reshape(-1, count)
+                inside = groups.mean(1).abs() <= 2 * spread_of(groups).calibrated + 1e-5
+                cells.append(f"{100 * inside.double().mean().item():8.1f}")
+            print(f"{name:22}{distribution:12}{''.join(cells)}", flush=True)
+
+
+def trace_errors(model: sk.ScoreModel, x: Tensor, count: int, distribution: str) -> Tensor:
+    """One-probe log densities less that of the exact trace [len(x), count], all on 24 equal steps."""
+    ways = {"method": "fixed", "steps": 24}
+    exact = log_prob(model, x, divergence="exact", **ways).nats
+    many = x.repeat_interleave(count, 0)  # a sample's probes depend on its number
+    return log_prob(model, many, probes=1, distribution=distribution, **ways).nats.reshape(-1, count) - exact[:, None]
+
+
+def priors() -> None:
+    """The prior's part against the error of N(0, σ²) in place of the true p_T, the same solve, 64 samples."""
+    print("\nprior: median error in nats, median of the stated over the true one, truth within ±2")
+    named: list[tuple[str, Target]] = [
+        ("N(8, 1)", Gaussian(torch.full((1,), 8.0).double(), torch.eye(1).double())),
+        ("N(0, 1)", Gaussian(torch.zeros(1).double(), torch.eye(1).double())),
+        ("mixture, D = 2", mixture(2)), ("mixture, D = 64", mixture(64)),
+    ]  # fmt: skip
+    for name, target in named:
+        for process in (sk.VP(), sk.VE()):
+            x, model = target.sample(64, t=process.t_min, process=process), target.model(process)
+            ways = {"divergence": "exact", "method": "unipc-3", "steps": 30}
+            true = log_prob(
+                model, x, prior=lambda z, to=target, at=process: to.log_prob(z, at.t_max, at), **ways
+            ).nats  # fmt: skip
+            found = log_prob(model, x, **ways)
+            error = (found.nats - true).abs()
+            ratio = (found.stderr.prior / error).median()
+            inside = 100 * (error < 2 * found.stderr.prior).double().mean()
+            print(f"{name:22}{type(process).__name__:4}{error.median():10.1e}{ratio:8.2f}{inside:8.0f}%", flush=True)
 
 
 def best(runs: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, float]:
@@ -180,13 +236,13 @@ def overhead(repeats: int) -> None:
     model, x = sk.ScoreModel(lambda x, t: 0.1 * x, sk.VP()), torch.randn(16, 3, 8, 8)
 
     def adaptive(tolerance: float) -> int:
-        return int(log_prob(model, x, rtol=tolerance, atol=tolerance).nfe.max())
+        return int(log_prob(model, x, probes=1, rtol=tolerance, atol=tolerance).nfe.max())
 
     # a solve of each length, and the evaluations that it makes
     ways: dict[str, tuple[Callable[[Any], int], Any, Any]] = {
         "sdekit per-sample": (adaptive, 1e-3, 1e-6),
-        "sdekit fixed": (lambda n: int(log_prob(model, x, method="fixed", steps=n).nfe.max()), 5, 25),
-        "sdekit unipc-3": (lambda n: int(log_prob(model, x, method="unipc-3", steps=n).nfe.max()), 30, 150),
+        "sdekit fixed": (lambda n: int(log_prob(model, x, probes=1, method="fixed", steps=n).nfe.max()), 5, 25),
+        "sdekit unipc-3": (lambda n: int(log_prob(model, x, probes=1, method="unipc-3", steps=n).nfe.max()), 30, 150),
         "scipy RK45 on numpy": (lambda tolerance: score_sde(model, x, tolerance)[1], 1e-3, 1e-6),
     }
     runs = {(name, i): partial(way[0], way[1 + i]) for name, way in ways.items() for i in range(2)}
@@ -219,7 +275,7 @@ def digits_cost(n: int, who: str) -> None:
             return score_sde(model, x, setting)
         tolerances = {"rtol": setting, "atol": setting}
         steps = {"method": "unipc-3", "steps": int(setting), "grid": "vp-time(power=8, blend=0.3)"}
-        found = log_prob(model, x, **(steps if who == "unipc-3" and setting > 1 else tolerances))
+        found = log_prob(model, x, probes=1, **(steps if who == "unipc-3" and setting > 1 else tolerances))
         return found.nats, found.nfe.double().mean().item()
 
     settings = (24, 32, 40, 50, 80) if who == "unipc-3" else (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -257,7 +313,8 @@ def main() -> None:
     if options.digits_of:
         return digits_cost(options.samples, options.digits_of)
     parts = {
-        "accuracy": lambda: accuracy(options.large), "coverage": coverage, "passes": lambda: passes(options.repeats),
+        "accuracy": lambda: accuracy(options.large), "coverage": lambda: (coverage(), priors()),
+        "passes": lambda: passes(options.repeats),
         "overhead": lambda: overhead(options.repeats), "digits": lambda: digits_costs(options.samples, options.threads),
     }  # fmt: skip
     for name, part in parts.items():

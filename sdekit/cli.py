@@ -196,7 +196,9 @@ def sample(
 @app.command()
 def likelihood(
     samples: Annotated[int | None, typer.Option(help="How many held-out digits; default all.")] = None,
-    probes: Annotated[int, typer.Option(help="Probes of the divergence for each sample.")] = 1,
+    probes: Annotated[
+        int | None, typer.Option(help="Probes of the divergence for each sample; default 4, what an error bar needs.")
+    ] = None,
     draws: Annotated[int, typer.Option(help="Draws of each digit in its bins.")] = 1,
     method: Annotated[str, typer.Option(help='How the ODE is solved, e.g. "unipc-3" with --steps 40.')] = "per-sample",
     steps: Annotated[int | None, typer.Option(help="Steps of a method that takes a fixed number.")] = None,
@@ -219,10 +221,21 @@ def likelihood(
             digits_model(where), held_out[:samples], out, quantization=DIGITS, progress=progress,
             probes=probes, draws=draws, method=method, steps=steps, grid=grid, seed=seed,
         )  # fmt: skip
+    errors = {name.removeprefix("error_"): value for name, value in record.items() if name.startswith("error_")}
+    spread = _error(record["standard_error"], ".4f")
     typer.echo(
-        f"{record['bits_per_dim']:.4f} ± {record['standard_error']:.4f} bits/dim over {record['samples']} digits"
+        f"{record['bits_per_dim']:.4f} ± {spread} bits/dim over {record['samples']} digits"
+        f"\nof which {', '.join(f'{name} {_error(value)}' for name, value in errors.items())}"
         f"\n{out / 'likelihood.json'}"
     )
+
+
+def _error(value: float | None, digits: str = ".2g") -> str:
+    """
+    >>> _error(0.0123), _error(None)
+    ('0.012', 'unknown')
+    """
+    return "unknown" if value is None else f"{value:{digits}}"
 
 
 @app.command()

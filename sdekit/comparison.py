@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sdekit.grid import Grid
 from sdekit.metrics import METRICS
+from sdekit.misfit import warn_of_start
 from sdekit.model import evaluating, in_evaluation_mode
 from sdekit.noise import normal
 from sdekit.results import PREVIEW, Cell, Store
@@ -123,6 +124,7 @@ def compare(
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     ruler = _Ruler.make(reference, real, features, samples)
+    warn_of_start(model.process, reference)
     named = _named(solvers)
     network = _digest(*_contents(model))
     run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, network, named)

@@ -8,11 +8,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from sdekit.names import lookup
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,88 @@ def every_third(labels: Int[Tensor, "n"]) -> Tensor:
     """
     occurrence = (labels[:, None] == labels).tril().sum(1)
     return occurrence % 3 == 0
+
+
+def as_tensor(x: Tensor | np.ndarray, device: torch.device | str | None = None) -> Tensor:
+    """A numpy array as a tensor on ``device``, of torch's default dtype where it holds floats; a tensor as it is.
+
+    >>> as_tensor(np.zeros((2, 3))).dtype
+    torch.float32
+    """
+    if not isinstance(x, np.ndarray):
+        return x
+    return torch.as_tensor(x, device=device, dtype=torch.get_default_dtype() if x.dtype.kind == "f" else None)
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """y = (x − shift)/scale, the map to mean 0 and variance 1, and back.
+
+    A density of y is one of x by log p(x) = log p(y) + ``log_det``. The probability of levels needs no such term, if
+    the levels are told in y's units: ``quantization``.
+
+    Attributes:
+        shift, scale: of each feature [*event].
+
+    >>> x = torch.tensor([[8.0, 0.0], [10.0, 4.0]])
+    >>> map = Standardise.of(x)
+    >>> map.apply(x)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    >>> torch.equal(map.undo(map.apply(x)), x), round(map.log_det, 4)  # −log(1·2)
+    (True, -0.6931)
+    """
+
+    shift: Float[Tensor, "*event"]
+    scale: Float[Tensor, "*event"]
+
+    @staticmethod
+    def of(x: Tensor | np.ndarray, per: str = "feature") -> Standardise:
+        """The map for data x [n, *event], a tensor or a numpy array.
+
+        Args:
+            per: ``"feature"`` gives each feature its own mean and standard deviation, a constant one the scale 1;
+                ``"event"`` one mean and one standard deviation to all: images keep their contrasts, and levels stay
+                levels.
+
+        Raises ValueError for fewer than two samples, values that are not finite, and constant data with ``"event"``.
+        """
+        data = as_tensor(x)
+        if data.ndim < 2 or len(data) < 2 or not bool(data.isfinite().all()):
+            raise ValueError(f"x has shape {list(data.shape)}: it must be [n, *event] with n of at least 2, all finite")
+        over = {"feature": (0,), "event": tuple(range(data.ndim))}
+        variance, mean = torch.var_mean(data.double(), lookup("per", per, over), correction=0)
+        scale = torch.where(variance > (1e-6 * mean).square(), variance, 1.0).sqrt()  # a constant, but for rounding
+        if per == "event" and not bool(variance > (1e-6 * mean).square()):
+            raise ValueError("x is constant: it has no scale")
+        shift, scale = (part.to(data.dtype).expand(data.shape[1:]).clone() for part in (mean, scale))
+        return Standardise(shift, scale)
+
+    def apply(self, x: Tensor | np.ndarray) -> Tensor:
+        """y of x [..., *event]."""
+        given = as_tensor(x)
+        return (given - self.shift.to(given)) / self.scale.to(given)
+
+    def undo(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """x of y [..., *event]."""
+        return y * self.scale.to(y) + self.shift.to(y)
+
+    @property
+    def log_det(self) -> float:
+        """log |dy/dx| = −Σ log scale, in nats: what log p(x) has over log p(y)."""
+        return -self.scale.double().log().sum().item()
+
+    def bits_per_dim(self, bits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """−log2 p(x)/D of a density's −log2 p(y)/D; of levels bits need no correction."""
+        return bits - self.log_det / (self.scale.numel() * math.log(2))
+
+    def quantization(self, of: Quantization) -> Quantization:
+        """The same levels in y's units. Raises ValueError where features differ in shift or scale."""
+        shift, scale = (part.double().unique() for part in (self.shift, self.scale))
+        if len(shift) > 1 or len(scale) > 1:
+            raise ValueError("per='feature': levels then differ by feature; standardise with per='event'")
+        # u/bins = mean + of.scale x and x = shift + scale y
+        return replace(of, mean=of.mean + of.scale * shift.item(), scale=of.scale * scale.item())
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ def divergence(
         mode: ``"vjp"``, reverse mode; ``"jvp"``, forward mode: less memory, and every operation must have it.
         chunk_size: how many products are made at once (default: all of them; of ``exact`` 32).
 
-    Raises ValueError for unknown names, too few or too many probes for the method, and an operation that lacks
-    forward mode.
+    Raises ValueError for unknown names, too few or too many probes for the method, an operation that lacks forward
+    mode, and a compiled network whose backward pass can be run only once.
 
     >>> J = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
     >>> divergence(lambda x: x @ J.T, torch.zeros(1, 2), None, method="exact")[1]
@@ -113,9 +113,10 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     def one(v: Tensor, batched: bool) -> Tensor:
         if not value.requires_grad:  # f is constant
             return torch.zeros_like(v)
-        product: Any = torch.autograd.grad(
-            value, x, v, retain_graph=True, create_graph=keep, allow_unused=True, is_grads_batched=batched
-        )[0]
+        with _backward_again():
+            product: Any = torch.autograd.grad(
+                value, x, v, retain_graph=True, create_graph=keep, allow_unused=True, is_grads_batched=batched
+            )[0]
         return torch.zeros_like(v) if product is None else product
 
     def products(v: Tensor) -> Tensor:
@@ -138,6 +139,19 @@ def forward_mode(message: str) -> Generator[None]:
         if found is None:
             raise
         raise ValueError(message.format(found[1])) from error
+
+
+@contextmanager
+def _backward_again() -> Generator[None]:
+    """Raise ValueError where a compiled backward pass gives its buffers away, and so refuses to keep its graph."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise ValueError(
+            "mode='vjp': this compiled network's backward pass can be run only once (donated buffers); use mode='jvp'"
+        ) from error
 
 
 @cache

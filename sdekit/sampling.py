@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdekit.correction import Correct, Langevin
 from sdekit.grid import GridSpec
+from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.noise import SOURCES, Draws, normal
@@ -52,6 +53,7 @@ class Solution:
         t: the times of ``trajectory``; the denoised state stands at t = 0.
         trajectory: states at those times [len(t), n, *event] with ``keep="all"``, otherwise None.
         seed: the seed that repeats the run.
+        sigma: σ of the noise that x still carries: 0 where it was denoised, which under ``VE`` t = 0 does not say.
     """
 
     x: Float[Tensor, "n *event"]
@@ -59,6 +61,7 @@ class Solution:
     t: tuple[float, ...]
     trajectory: Float[Tensor, "times n *event"] | None
     seed: int
+    sigma: float
 
 
 def march(
@@ -146,8 +149,9 @@ def sample(
         corrector: Langevin corrections after each step (``correction.Langevin``), counted in ``nfe``.
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
         final: how the noise left at t_min is taken off: ``"reuse"`` by the predictions made on the way, at no
-            evaluation, ``"denoise"`` by one more at t_min, ``"none"`` not at all: the state at t_min. ``"auto"``
-            reuses in runs of fewer than 20 evaluations that end at σ/α ≤ 0.02, and evaluates in others.
+            evaluation, ``"denoise"`` by one more at t_min, ``"none"`` not at all: the state at t_min, which is what
+            ``log_prob`` and ``encode`` take. ``"auto"`` reuses in runs of fewer than 20 evaluations that end at
+            σ/α ≤ 0.02, and evaluates in others.
         keep: ``"all"`` keeps the state at every knot in ``trajectory``.
         callback: called as ``callback(step, t, x)`` after each step of each batch.
         progress: show a progress bar on stderr.
@@ -156,7 +160,8 @@ def sample(
         device: of the state; by default the model's.
         conditions: passed to the network; a tensor whose first dimension is n is split with the batch.
 
-    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes or devices that do not fit.
+    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes or devices that do not fit. Warns
+    (``misfit.MisfitWarning``) where samples on the CPU lie so far from 0 that the start N(0, σ²) misses their mean.
 
     >>> from sdekit import ScoreModel, VP
     >>> model = ScoreModel(lambda x, t: x, VP(), predicts="eps")
@@ -192,7 +197,10 @@ def sample(
                     callback(step, knot.t, x)
                 advance()
             kept.append(states)
-    return _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed)
+    solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed)
+    if start is None:
+        warn_of_start(model.process, solution.x)
+    return solution
 
 
 def _plan(
@@ -215,10 +223,11 @@ def _score(model: Model, conditions: Mapping[str, Any]) -> Callable[[Tensor, flo
 
 def _solution(plan: Plan, batches: list[list[Tensor]], keep: str, nfe: int, seed: int) -> Solution:
     joined = [torch.cat(states) for states in zip(*batches)]
-    times = (plan.start.t, *(row.to.t for row in plan.rows if row.commit))
+    knots = (plan.start, *(row.to for row in plan.rows if row.commit))
+    times, sigma = tuple(knot.t for knot in knots), knots[-1].sigma
     if keep == "all":
-        return Solution(joined[-1], nfe, times, torch.stack(joined), seed)
-    return Solution(joined[-1], nfe, times[-1:], None, seed)
+        return Solution(joined[-1], nfe, times, torch.stack(joined), seed, sigma)
+    return Solution(joined[-1], nfe, times[-1:], None, seed, sigma)
 
 
 def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from sdekit import noise
+from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
@@ -226,7 +227,9 @@ def train_denoiser(
     """Train ``net`` on ``images`` by denoising score matching; returns the averaged network as a model.
 
     With ``labels`` the network is called with ``label=``. Raises ValueError for an empty data set, unknown names and
-    a checkpoint of another run.
+    a checkpoint of another run. Warns (``misfit.MisfitWarning``) where images are far from standardised
+    (``data.Standardise`` mends it): where the start N(0, σ²) or the noise left at t_min is off by more than a tenth
+    of their standard deviation, or a feature's root mean square is above 3.
 
     >>> from sdekit.nn import UNet
     >>> from sdekit.process import VP
@@ -238,6 +241,7 @@ def train_denoiser(
         raise ValueError("images: the data set is empty")
     lookup("time sampler", task.times, TIME_SAMPLERS)
     model = ScoreModel(net, process, task.predicts, task.time)
+    warn_of_data(process, images, "images")
     images = images.to(model.device)
     labels = None if labels is None else labels.to(model.device)
     identity = {**asdict(task), "process": repr(process), "images": len(images), "net": getattr(net, "config", None)}

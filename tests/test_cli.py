@@ -70,6 +70,9 @@ def test_likelihood_prints_what_it_records_and_goes_on(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "likelihood.json").read_text())
     assert f"{record['bits_per_dim']:.4f} ± {record['standard_error']:.4f} bits/dim over 6 digits" in done.stdout
+    assert record["error_dequantisation"] is None
+    assert "dequantisation unknown" in done.stdout  # one draw does not tell
+    assert f"probes {record['error_probes']:.2g}" in done.stdout  # the default's are enough for it
     batches = (tmp_path / "batches.jsonl").read_text()
     assert sdekit(*words).stdout == done.stdout
     assert (tmp_path / "batches.jsonl").read_text() == batches  # nothing was computed again

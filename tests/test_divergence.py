@@ -194,3 +194,21 @@ def test_on_the_simulated_accelerator(method, probes, mode):
             )
         for a, b in zip(here, there):
             assert torch.equal(a, b.cpu())
+
+
+class _Donated(torch.autograd.Function):
+    """Refuses as torch's compiled backward passes do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires ...")
+
+
+def test_a_compiled_network_that_keeps_no_graph_is_told_of_forward_mode():
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="use mode='jvp'"):
+        divergence(_Donated.apply, x, draw_probes(x, 1))

@@ -18,6 +18,7 @@ from torch import Tensor
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.noise import NO_NOISE, NOISES
+from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.noise import REACH, normal
@@ -37,6 +38,8 @@ class AdaptiveSolution:
         accepted: steps that each sample made [n].
         rejected: steps that each sample tried and did not make [n].
         seed: the seed that repeats the run.
+        t: the time of x, as a tuple of one; 0 where it was denoised.
+        sigma: σ of the noise that x still carries; 0 where it was denoised.
     """
 
     x: Float[Tensor, "n *event"]
@@ -44,6 +47,8 @@ class AdaptiveSolution:
     accepted: Int[Tensor, "n"]
     rejected: Int[Tensor, "n"]
     seed: int
+    t: tuple[float, ...]
+    sigma: float
 
 
 @in_evaluation_mode
@@ -129,7 +134,11 @@ def sample_adaptive(
             ended.append(x)
             tallies.extend(steps)
     accepted, rejected = torch.tensor(tallies).unbind(1)
-    return AdaptiveSolution(torch.cat(ended), run.nfe(accepted, rejected), accepted, rejected, seed)
+    x = torch.cat(ended)
+    t, sigma = (process.t_min, process.sigma(process.t_min)) if last == "none" else (0.0, 0.0)
+    if start is None:
+        warn_of_start(process, x)
+    return AdaptiveSolution(x, run.nfe(accepted, rejected), accepted, rejected, seed, (t,), sigma)
 
 
 def _final(final: str, name: str, method: Method) -> str:

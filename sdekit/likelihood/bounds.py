@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
-from sdekit.data import Quantization
+from sdekit.data import Quantization, as_tensor
 from sdekit.grid import Grid
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup
@@ -91,7 +92,7 @@ class _Run:
 @in_evaluation_mode
 def elbo(
     model: Model,
-    x: State,
+    x: State | np.ndarray,
     kind: str = "score-flow",
     *,
     times: int = 16,
@@ -108,7 +109,7 @@ def elbo(
     the weight 1, the importance sampling of ScoreFlow (section 4.3).
 
     Args:
-        x: data [batch, *event].
+        x: data [batch, *event], a tensor or a numpy array (taken as torch's default dtype).
         kind: a name in ``KINDS``.
         times: times drawn for the diffusion loss of each sample; a quarter of that, at least two, for the decoder.
         quantization: what levels x holds; needed by ``"vdm"``, refused by ``"score-flow"``.
@@ -126,6 +127,7 @@ def elbo(
     """
     check_count("times", times, 2, "an error bar needs two")
     losses, decoder = lookup("kind", kind, KINDS)
+    x = as_tensor(x, model.device)
     if not bool(x.isfinite().all()):
         raise ValueError("x holds NaN or infinity: every entry must be finite")
     process = model.process

@@ -58,7 +58,7 @@ def measure(
         for first in range(len(lines) * batch_size, len(x), batch_size):
             found = log_prob(model, x[first : first + batch_size], quantization=quantization, first=first, **arguments)
             unit, errors = x[0].numel() * math.log(2), found.stderr
-            parts = {"probes": errors.estimates.plain, "solver": errors.solver, "dequantisation": errors.draws.plain}
+            parts = {**errors.parts, "probes": errors.estimates.plain, "dequantisation": errors.draws.plain}
             line = {
                 "bits_per_dim": found.bits_per_dim.tolist(),
                 **{name: _numbers(part / unit) for name, part in parts.items()},
@@ -107,6 +107,6 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "bits_per_dim": bits.mean().item(),
         "standard_error": bits.std().item() / math.sqrt(n) if n > 1 else None,
         **{name: None if math.isnan(value) else value for name, value in random.items()},
-        "error_solver": _numbers(whole["solver"].mean()[None])[0],
+        **{f"error_{name}": _numbers(whole[name].mean()[None])[0] for name in ("solver", "prior")},
         "nfe": whole["nfe"].mean().item(),
     }

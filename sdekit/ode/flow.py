@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sdekit.adaptive import AdaptiveSolution
+from sdekit.data import as_tensor
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
@@ -18,9 +21,11 @@ from sdekit.ode.field import VARIABLES, Evaluate, Field, network
 from sdekit.ode.plans import run_plan
 from sdekit.ode.steppers import STEPPERS, Settings
 from sdekit.process import DiscreteVP, Process, State
-from sdekit.sampling import Model
+from sdekit.sampling import Model, Solution
 from sdekit.solvers import Solver, get, names
 from sdekit.solvers.registry import check_count
+
+States = State | np.ndarray | Solution | AdaptiveSolution
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,33 @@ class Path:
     defect: Float[Tensor, "batch"] | None
 
 
+def state_of(model: Model, x: States, t: float | None = None) -> tuple[State, float]:
+    """x as a state at time t, and t: by default that of what ``sample`` returned, of other x t_min.
+
+    Raises ValueError for denoised samples, which are no states of the process, and for samples of another time.
+
+    >>> from sdekit import ScoreModel, VP
+    >>> state_of(ScoreModel(lambda x, t: x, VP()), np.zeros((1, 2)))
+    (tensor([[0., 0.]]), 0.001)
+    """
+    if not isinstance(x, (Solution, AdaptiveSolution)):
+        state = as_tensor(x, model.device)
+        if not state.is_floating_point():
+            raise ValueError(f"x has dtype {state.dtype}: the state must be float32 or float64")
+        return state, model.process.t_min if t is None else t
+    if x.sigma == 0:
+        raise ValueError(
+            "x holds denoised samples, which are no states of the process at any time: draw them with final='none'"
+        )
+    if t is not None and t != x.t[-1]:
+        raise ValueError(f"x holds samples at t={x.t[-1]}, not at t={t}")
+    return x.x, x.t[-1]
+
+
 @in_evaluation_mode
 def integrate(
     model: Model,
-    x: State,
+    x: States,
     t0: float,
     t1: float,
     *,
@@ -63,7 +91,8 @@ def integrate(
     r"""Solve the probability-flow ODE dx/dt = f x − ½ g² s(x, t) from t0 to t1 (Song et al. 2021, eq. 13).
 
     Args:
-        x: the state [batch, *event] at t0; float32 or float64.
+        x: the state [batch, *event] at t0; float32 or float64, a numpy array (taken as torch's default dtype), or what
+            ``sample`` returned with ``final="none"``.
         t0, t1: within [t_min, t_max], in either order. The network is never called outside that range.
         method: ``"per-sample"``: Dormand–Prince 5(4), each sample with its own steps; ``"fixed"``: the same formulas
             with ``steps`` equal steps in u and no read by the host; a method of torchdiffeq; or a deterministic solver
@@ -91,7 +120,8 @@ def integrate(
     (True, torch.Size([3]))
     """
     process, rule = model.process, _rule(method)
-    _check(process, x, (t0, t1), (rtol, atol), gradients, variable)
+    y, _ = state_of(model, x, t0)
+    _check(process, y, (t0, t1), (rtol, atol), gradients, variable)
     check_count("max_attempts", max_attempts, 1, "it bounds the steps that one sample tries")
     with torch.set_grad_enabled(gradients != "none"):
         _refuse(gradients == "adjoint" and rule in ("per-sample", "fixed"), str(rule), "has no adjoint")
@@ -99,21 +129,21 @@ def integrate(
             _refuse(gradients == "adjoint", rule.name, "has no adjoint")
             variable = "half-log-snr"  # its knots are what it is
         kind = getattr(model, "predicts", "eps")
-        kind, function = evaluate or (kind, network(model, kind, len(x), conditions))
-        field = Field(process, lookup("variable", variable, VARIABLES), kind, function, x.shape[1:], x.dtype)
+        kind, function = evaluate or (kind, network(model, kind, len(y), conditions))
+        field = Field(process, lookup("variable", variable, VARIABLES), kind, function, y.shape[1:], y.dtype)
         if isinstance(rule, Solver):
-            x, evaluations, integral = run_plan(rule, field, x, t0, t1, steps, grid, probes)
-            return Path(x, torch.full((len(x),), evaluations), integral, None)
+            y, evaluations, integral = run_plan(rule, field, y, t0, t1, steps, grid, probes)
+            return Path(y, torch.full((len(y),), evaluations), integral, None)
         scale0, scale1 = (math.hypot(process.alpha(t), process.sigma(t)) for t in (t0, t1))
-        z = torch.cat([(x / scale0).flatten(1), x.new_zeros(len(x), probes)], 1)
+        z = torch.cat([(y / scale0).flatten(1), y.new_zeros(len(y), probes)], 1)
         ends: tuple[float, float] = (field.variable.of_t(process, float(t0)), field.variable.of_t(process, float(t1)))
         settings = Settings(rtol, atol, steps, max_attempts, gradients, dict(options or {}), _parameters(model))
-        z, nfe, defect = (z, [0] * len(x), None) if t0 == t1 else STEPPERS[rule](field, z, ends, settings)
+        z, nfe, defect = (z, [0] * len(y), None) if t0 == t1 else STEPPERS[rule](field, z, ends, settings)
         counts = torch.tensor(nfe, dtype=torch.int64)
-        return Path((scale1 * z[:, : field.size]).reshape(x.shape), counts, z[:, field.size :], defect)
+        return Path((scale1 * z[:, : field.size]).reshape(y.shape), counts, z[:, field.size :], defect)
 
 
-def flow(model: Model, x: State, t0: float, t1: float, **arguments: Any) -> State:
+def flow(model: Model, x: States, t0: float, t1: float, **arguments: Any) -> State:
     """Where the probability-flow ODE takes x from t0 to t1; the arguments are those of ``integrate``.
 
     >>> from sdekit import VE, targets
@@ -125,8 +155,11 @@ def flow(model: Model, x: State, t0: float, t1: float, **arguments: Any) -> Stat
     return integrate(model, x, t0, t1, **arguments).x
 
 
-def encode(model: Model, x0: State, **arguments: Any) -> State:
-    """The latent of data x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
+def encode(model: Model, x0: States, **arguments: Any) -> State:
+    """The latent of x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
+
+    Data are taken for states at t_min, as is usual. Samples are such states with ``final="none"``: hand over what
+    ``sample`` returned, and denoised ones are refused.
 
     >>> from sdekit import VP, targets
     >>> model = targets.Gaussian(torch.zeros(2), torch.eye(2)).model(VP())
@@ -137,7 +170,7 @@ def encode(model: Model, x0: State, **arguments: Any) -> State:
     return flow(model, x0, model.process.t_min, model.process.t_max, **arguments)
 
 
-def decode(model: Model, z: State, **arguments: Any) -> State:
+def decode(model: Model, z: States, **arguments: Any) -> State:
     """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
     return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
 
