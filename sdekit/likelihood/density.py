@@ -26,7 +26,7 @@ from sdekit.likelihood.errors import Spread, StdErr, spread_of
 from sdekit.names import lookup
 from sdekit.ode import Evaluate, integrate, rows_of
 from sdekit.process import State
-from sdekit.sampling import Model
+from sdekit.sampling import Model, as_rows
 from sdekit.solvers.registry import check_count
 
 PerSample = Float[Tensor, "batch"]
@@ -212,7 +212,8 @@ def log_prob(
         "gradients": gradients, "max_attempts": max_attempts, "options": options,
     }  # fmt: skip
     solve = _Solve(
-        model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode, conditions
+        model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode,
+        as_rows(model, conditions, len(x)),
     )  # fmt: skip
     start = model.process.t_min if t is None else t
     with torch.set_grad_enabled(gradients != "none"):

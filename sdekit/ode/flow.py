@@ -17,7 +17,7 @@ from sdekit.ode.field import VARIABLES, Evaluate, Field, network
 from sdekit.ode.plans import run_plan
 from sdekit.ode.steppers import STEPPERS, Settings
 from sdekit.process import DiscreteVP, Process, State
-from sdekit.sampling import Model
+from sdekit.sampling import Model, as_rows
 from sdekit.solvers import Solver, get, names
 from sdekit.solvers.registry import check_count
 
@@ -97,7 +97,7 @@ def integrate(
             _refuse(gradients == "adjoint", rule.name, "has no adjoint")
             variable = "half-log-snr"  # its knots are what it is
         kind = getattr(model, "predicts", "eps")
-        kind, function = evaluate or (kind, network(model, kind, len(x), conditions))
+        kind, function = evaluate or (kind, network(model, kind, len(x), as_rows(model, conditions, len(x))))
         field = Field(process, lookup("variable", variable, VARIABLES), kind, function, x.shape[1:], x.dtype)
         if isinstance(rule, Solver):
             x, evaluations, integral = run_plan(rule, field, x, t0, t1, steps, grid, probes)
