@@ -10,6 +10,7 @@ Each finished cell is one line of ``results.jsonl`` at once; a run with the same
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdekit.grid import Grid
-from sdekit.metrics import METRICS
+from sdekit.jackknife import GROUPS, left_out, standard_error
+from sdekit.metrics import METRICS, Metric
 from sdekit.noise import normal
 from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
@@ -54,7 +56,7 @@ class Comparison:
         cells: in the order they were computed: by NFE, then grid, then solver.
         floor: for metrics against real data, their value for another set of real data of the same size:
             nothing generated can be told from real data below it. For paired ones, the endpoint's own error.
-        spread: the floor's standard deviation over subsets of the real data.
+        spread: the floor's standard deviation over sets of real data of that size.
         samples: the first ``PREVIEW`` samples of each cell, by its key.
         real: as many of ``reference``.
     """
@@ -171,13 +173,22 @@ class _Ruler:
         values = [bare.against_data(real[order[:samples]]) for order in orders]
         table = {name: torch.tensor([value[name] for value in values], dtype=torch.float64) for name in values[0]}
         floor = {name: row.mean().item() for name, row in table.items()}
-        spread = {name: row.std().item() for name, row in table.items() if len(row) > 1}
+        if len(real) > samples:  # subsets share samples, and differ by less than sets drawn anew
+            spread = {name: row.std().item() / math.sqrt(1 - samples / len(real)) for name, row in table.items()}
+        else:
+            spread = {name: standard_error(rest) for name, rest in bare.left_out(real).items() if rest}
         return replace(bare, digest=_digest(reference, real, *_contents(features)), floor=floor, spread=spread)
 
     def against_data(self, x: Tensor) -> dict[str, float]:
+        return {name: metric.distance(*sets).item() for name, (metric, sets) in self._sets(x).items()}
+
+    def left_out(self, x: Tensor) -> dict[str, list[float]]:
+        return {name: left_out(metric.distance, *sets, paired=False) for name, (metric, sets) in self._sets(x).items()}
+
+    def _sets(self, x: Tensor) -> dict[str, tuple[Metric, tuple[Tensor, Tensor]]]:
+        """What each metric that is not paired compares."""
         pairs = {False: (x, self.data), True: (_embed(self.features, x), self.embedded)}
-        unpaired = {name: metric for name, metric in METRICS.items() if not metric.paired}
-        return {name: metric.distance(*pairs[metric.features]).item() for name, metric in unpaired.items()}
+        return {name: (metric, pairs[metric.features]) for name, metric in METRICS.items() if not metric.paired}
 
 
 def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
@@ -222,7 +233,7 @@ class _Run:
             plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
         except ValueError as error:
             plan, note = "", str(error)
-        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, *METRICS)
+        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, GROUPS, *METRICS)
         key = _digest(repr((process, spec, grid, nfe, self.shape, self.seed, self.target, *shared)))
         return Cell(
             self.target, str(process), spec, grid, nfe, self.shape[0], self.seed, solver.stochastic, note=note,
@@ -259,8 +270,12 @@ class _Run:
         cell = replace(cell, seconds=round(time.perf_counter() - began, 4))
         if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
-        paired = {} if endpoint is None or cell.stochastic else _paired(x, endpoint)
-        return replace(cell, metrics=paired | self.ruler.against_data(x)), x
+        metrics, rest = self.ruler.against_data(x), self.ruler.left_out(x)
+        if endpoint is not None and not cell.stochastic:
+            metrics = _paired(x, endpoint) | metrics
+            pairs = {name: metric for name, metric in METRICS.items() if metric.paired}
+            rest |= {name: left_out(metric.distance, x, endpoint, paired=True) for name, metric in pairs.items()}
+        return replace(cell, metrics=metrics, jackknife=rest), x
 
     def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
         rule = self.solvers.get(solver, solver)

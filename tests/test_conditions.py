@@ -66,6 +66,12 @@ def test_what_has_no_row_for_each_sample_is_passed_on_as_it_is() -> None:
         seen.append(conditions)
         return x
 
-    given = {"scales": [1.0, 2.0], "word": "a dog", "size": (8, 8, 8, 8, 8), "weight": 2.0, "zero": np.array(1.0)}
+    given: dict[str, Any] = {
+        "scales": [1.0, 2.0],
+        "word": "a dog",
+        "size": (8, 8, 8, 8, 8),
+        "weight": 2.0,
+        "zero": np.array(1.0),
+    }
     sk.sample(sk.ScoreModel(net, sk.VP()), (N, 2), nfe=3, seed=0, batch_size=2, **given)
     assert all(conditions == given for conditions in seen)

@@ -27,7 +27,8 @@ NFE = (5, 10, 20)
 def cell(solver: str, nfe: int, value: float, **changes) -> Cell:
     metrics = {"rmse": value, "energy": 10 * value}
     one = Cell("toy", "VP()", solver, "logsnr", nfe, 8, 0, metrics=metrics, key=f"{solver}{nfe}")
-    return replace(one, **changes)
+    one = replace(one, **changes)
+    return replace(one, jackknife={metric: [value] * 10 for metric, value in one.metrics.items()})  # no error
 
 
 def comparison(*more: Cell) -> Comparison:
