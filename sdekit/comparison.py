@@ -17,13 +17,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from itertools import product
+from numbers import Real
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdekit.grid import Grid
+from sdekit.grid import Grid, GridSpec
 from sdekit.jackknife import GROUPS, left_out, standard_error
 from sdekit.metrics import METRICS, Metric
 from sdekit.noise import normal
@@ -32,7 +35,7 @@ from sdekit.sampling import Callback, Model, sample
 from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 
-Samples = Float[Tensor, "_ *_"]
+Samples = Float[Tensor, "_ *_"] | np.ndarray
 Progress = Callable[[str, int, int], None]
 Features = Callable[[Tensor], Tensor]
 
@@ -83,7 +86,7 @@ def compare(
     *,
     solvers: Sequence[str | Solver] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
-    grid: str | Sequence[str] = "auto",
+    grid: GridSpec | Sequence[GridSpec] = "auto",
     samples: int = 512,
     seed: int = 0,
     real: Samples | None = None,
@@ -97,11 +100,12 @@ def compare(
 
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
-        reference: real data [m, *event], best not seen in training.
+        reference: real data [m, *event], best not seen in training; a tensor or a numpy array.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
-        grid: one name or several; ``"auto"`` is each solver's own.
+        grid: names or times, such as ``fit_gits`` returns, one or several; ``"auto"`` is each solver's own. Times
+            are called by their number, ends and a digest; at an NFE that their number does not fit, cells have a note.
         samples: size of each generated set; small ones bias distances upwards, the floor alike.
         real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
         features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
@@ -111,8 +115,8 @@ def compare(
         batch_size: samples run at once.
         progress: called as ``progress(what, done, total)``, in network evaluations.
 
-    Raises ValueError for unknown names, a bad grid, nfe or samples too small, and empty or too small data;
-    ``Interrupted`` at Ctrl-C.
+    Raises ValueError for unknown names, a bad grid, nfe or samples too small, and data that are empty, too few, not
+    finite or no floating-point [m, *event]; ``Interrupted`` at Ctrl-C.
 
     >>> from sdekit.process import VP
     >>> from sdekit.targets import Gaussian
@@ -122,11 +126,12 @@ def compare(
     ['energy', 'frechet', 'rmse', 'sliced_wasserstein']
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
-    ruler = _Ruler.make(reference, real, features, samples)
-    named = _named(solvers)
+    data = _data("reference", reference)
+    ruler = _Ruler.make(data, None if real is None else _data("real", real), features, samples)
+    named, grids = _named(solvers), _named_grids(grid)
     network = _digest(*_contents(model))
-    run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, network, named)
-    cells = run.cells(list(named), [grid] if isinstance(grid, str) else grid, nfe)
+    run = _Run(model, (samples, *data.shape[1:]), seed, batch_size, target, ruler, network, named, grids)
+    cells = run.cells(list(named), list(grids), nfe)
     store = Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
@@ -201,6 +206,36 @@ def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
     return named
 
 
+def _named_grids(given: GridSpec | Sequence[GridSpec]) -> dict[str, GridSpec]:
+    """Each grid by what its cells are to call it: its name, or ``"6 times 1 … 0.001 #ab12"``."""
+    one = isinstance(given, str) or any(isinstance(part, Real) for part in given)
+    named: dict[str, GridSpec] = {}
+    for spec in cast("list[GridSpec]", [given] if one else list(given)):
+        if isinstance(spec, str):
+            named[spec] = spec
+            continue
+        times = tuple(float(t) for t in spec)
+        if len(times) < 2:
+            raise ValueError(f"grid={list(times)}: {len(times)} times given, a grid has at least 2")
+        label = f"{len(times)} times {times[0]:g} … {times[-1]:g} #{_digest(repr(times))[:4]}"
+        if named.setdefault(label, times) != times:
+            raise ValueError(f"grid: two different ones are called {label!r}; compare them in two runs")
+    return named
+
+
+def _data(name: str, given: Tensor | np.ndarray) -> Tensor:
+    """Real data as a tensor, checked."""
+    x = torch.as_tensor(given)
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(
+            f"{name} has shape {list(x.shape)} and dtype {x.dtype}: it must be floating-point [m, *event], with [m, 1]"
+            " for m numbers"
+        )
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity: every entry must be finite")
+    return x
+
+
 @dataclass(frozen=True)
 class _Run:
     """What all cells of a comparison share."""
@@ -213,14 +248,16 @@ class _Run:
     ruler: _Ruler
     network: str
     solvers: Mapping[str, str | Solver]
+    grids: Mapping[str, GridSpec]
 
     def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
         """The cells to measure, cheapest first; one that has no plan carries a note."""
         for name, given in {"solvers": solvers, "nfe": nfe, "grid": grids}.items():
             if not given:
                 raise ValueError(f"{name}: none given, at least 1 is needed")
-        for grid in set(grids) - {"auto"}:
-            Grid.make(self.model.process, grid, 2)  # a bad grid is an error of the run, not of a cell
+        for grid in [self.grids[name] for name in grids if name != "auto"]:
+            # a bad grid is an error of the run, not of a cell
+            Grid.make(self.model.process, grid, 2 if isinstance(grid, str) else len(grid) - 1)
         for n in nfe:
             check_count("nfe", n, 1, "it counts network evaluations")
         axes = product(dict.fromkeys(sorted(nfe)), dict.fromkeys(grids), dict.fromkeys(solvers))
@@ -229,7 +266,7 @@ class _Run:
     def _cell(self, spec: str, grid: str, nfe: int) -> Cell:
         solver, process = get(self.solvers[spec]), self.model.process
         try:
-            table = solver.plan(process, nfe=nfe, grid=grid)
+            table = solver.plan(process, nfe=nfe, grid=self.grids[grid])
             plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
         except ValueError as error:
             plan, note = "", str(error)
@@ -278,13 +315,13 @@ class _Run:
         return replace(cell, metrics=metrics, jackknife=rest), x
 
     def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
-        rule = self.solvers.get(solver, solver)
-        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid).rows
+        rule, grid_or_times = self.solvers.get(solver, solver), self.grids.get(grid, grid)
+        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid_or_times).rows
         size = self.batch_size or n
         callback = ticker.start(label, nfe * n / (-(-n // size) * sum(row.commit for row in rows)))
         return sample(
-            self.model, (n, *self.shape[1:]), solver=rule, nfe=nfe, grid=grid, seed=self.seed, callback=callback,
-            batch_size=size,
+            self.model, (n, *self.shape[1:]), solver=rule, nfe=nfe, grid=grid_or_times, seed=self.seed,
+            callback=callback, batch_size=size,
         ).x.cpu()  # fmt: skip
 
 
@@ -314,7 +351,7 @@ def _embed(features: Features | None, x: Tensor) -> Tensor:
     if features is None:
         return x
     parameter = next(features.parameters(), x) if isinstance(features, nn.Module) else x
-    return torch.cat([features(part.to(parameter.device)).cpu() for part in x.split(1024)])
+    return torch.cat([features(part.to(parameter)).cpu() for part in x.split(1024)])
 
 
 def _contents(of: object) -> list[str | Tensor]:
