@@ -185,7 +185,7 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if len(grids) > 1 else False).flatten()
     for (metric, grid), panel in zip(panels, axes):
         _panel(panel, result, metric, grid)
-        panel.set_title(METRICS[metric].label + (f", grid {grid}" if len(grids) > 1 else ""), fontsize=10)
+        panel.set_title(METRICS[metric].label + f"\ngrid {grid}" * (len(grids) > 1), fontsize=10)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     lines = {line.get_label(): line for panel in axes for line in panel.get_lines()}
@@ -203,17 +203,17 @@ def _solver_label(cell: Cell) -> str:
 
 def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
     solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
-    seen: list[float] = []
     for i, solver in enumerate(solvers):
         cells = [c for c in result.cells if (c.solver, c.grid) == (solver, grid) and metric in c.metrics]
         points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
-        seen += [value for _, value in points]
         if points:
             panel.plot(
                 *zip(*points), label=_solver_label(cells[0]), color=_COLOURS[i % len(_COLOURS)],
                 marker=_MARKERS[i % len(_MARKERS)], markersize=5, linewidth=1.3, alpha=0.9,
                 linestyle="--" if cells[0].stochastic else "-",
             )  # fmt: skip
+    # of all grids: their panels share an axis
+    seen = [cell.metrics[metric] for cell in result.cells if metric in cell.metrics]
     _axes(panel, seen, sorted({cell.nfe for cell in result.cells}))
     _floor(panel, result.floor.get(metric, 0.0), result.spread.get(metric, 0.0))
 
@@ -221,6 +221,7 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
 def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.set_xlim(nfe[0] / 1.1, nfe[-1] * 1.1)
     panel.xaxis.set_major_locator(FixedLocator(nfe))
     panel.xaxis.set_major_formatter(FixedFormatter([str(n) for n in nfe]))
     panel.xaxis.set_minor_locator(NullLocator())

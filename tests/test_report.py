@@ -129,6 +129,19 @@ def test_panels_draw_the_floor_and_dash_what_draws_noise() -> None:
     assert panel.get_ylim()[0] < 0.15
 
 
+def test_panels_of_several_grids_show_all_that_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second grid has one value, far below the others'."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(report, "Figure", lambda **options: figures.append(Figure(**options)) or figures[-1])
+    cells = [cell("ddim", n, value) for n, value in zip(NFE, VALUES["ddim"])]
+    given = cell("ddim", 10, 0.05, grid="10 times 1 … 0.001 #ab12")
+    assert report.picture(Comparison((*cells, given), {}, {}, {}, torch.zeros(1)), tmp_path / "x.png")
+    for panel in figures[0].axes:
+        scale = 10 if "energy" in panel.get_title() else 1
+        assert panel.get_ylim()[0] < 0.05 * scale < 0.4 * scale < panel.get_ylim()[1]
+        assert panel.get_xlim()[0] < 5 < 20 < panel.get_xlim()[1]
+
+
 def test_every_solver_looks_different() -> None:
     looks = {(report._COLOURS[i % len(report._COLOURS)], report._MARKERS[i % len(report._MARKERS)]) for i in range(14)}
     assert len(looks) == 14
