@@ -36,8 +36,8 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files", "fitting", "grid",
-    "likelihood", "metrics", "model", "model_statistics", "names", "nn", "noise", "ode", "prediction", "process",
-    "report", "results", "sampling", "solvers", "targets", "testing", "training",
+    "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode",
+    "prediction", "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing", "training",
 )  # fmt: skip
 
 __all__ = [

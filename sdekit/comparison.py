@@ -10,20 +10,25 @@ Each finished cell is one line of ``results.jsonl`` at once; a run with the same
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from itertools import product
+from numbers import Real
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sdekit.grid import Grid
-from sdekit.metrics import METRICS
+from sdekit.grid import Grid, GridSpec
+from sdekit.jackknife import GROUPS, left_out, standard_error
+from sdekit.metrics import METRICS, Metric
 from sdekit.misfit import warn_of_start
 from sdekit.model import evaluating, in_evaluation_mode
 from sdekit.noise import normal
@@ -32,7 +37,7 @@ from sdekit.sampling import Callback, Model, sample
 from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 
-Samples = Float[Tensor, "_ *_"]
+Samples = Float[Tensor, "_ *_"] | np.ndarray
 Progress = Callable[[str, int, int], None]
 Features = Callable[[Tensor], Tensor]
 
@@ -56,7 +61,7 @@ class Comparison:
         cells: in the order they were computed: by NFE, then grid, then solver.
         floor: for metrics against real data, their value for another set of real data of the same size:
             nothing generated can be told from real data below it. For paired ones, the endpoint's own error.
-        spread: the floor's standard deviation over subsets of the real data.
+        spread: the floor's standard deviation over sets of real data of that size.
         samples: the first ``PREVIEW`` samples of each cell, by its key.
         real: as many of ``reference``.
     """
@@ -84,7 +89,7 @@ def compare(
     *,
     solvers: Sequence[str | Solver] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
-    grid: str | Sequence[str] = "auto",
+    grid: GridSpec | Sequence[GridSpec] = "auto",
     samples: int = 512,
     seed: int = 0,
     real: Samples | None = None,
@@ -98,11 +103,12 @@ def compare(
 
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
-        reference: real data [m, *event], best not seen in training.
+        reference: real data [m, *event], best not seen in training; a tensor or a numpy array.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
-        grid: one name or several; ``"auto"`` is each solver's own.
+        grid: names or times, such as ``fit_gits`` returns, one or several; ``"auto"`` is each solver's own. Times
+            are called by their number, ends and a digest; at an NFE that their number does not fit, cells have a note.
         samples: size of each generated set; small ones bias distances upwards, the floor alike.
         real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
         features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
@@ -112,8 +118,8 @@ def compare(
         batch_size: samples run at once.
         progress: called as ``progress(what, done, total)``, in network evaluations.
 
-    Raises ValueError for unknown names, a bad grid, nfe or samples too small, and empty or too small data;
-    ``Interrupted`` at Ctrl-C.
+    Raises ValueError for unknown names, a bad grid, nfe or samples too small, and data that are empty, too few, not
+    finite or no floating-point [m, *event]; ``Interrupted`` at Ctrl-C.
 
     >>> from sdekit.process import VP
     >>> from sdekit.targets import Gaussian
@@ -123,12 +129,13 @@ def compare(
     ['energy', 'frechet', 'rmse', 'sliced_wasserstein']
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
-    ruler = _Ruler.make(reference, real, features, samples)
-    warn_of_start(model.process, reference)
-    named = _named(solvers)
+    data = _data("reference", reference)
+    warn_of_start(model.process, data)
+    ruler = _Ruler.make(data, None if real is None else _data("real", real), features, samples)
+    named, grids = _named(solvers), _named_grids(grid)
     network = _digest(*_contents(model))
-    run = _Run(model, (samples, *reference.shape[1:]), seed, batch_size, target, ruler, network, named)
-    cells = run.cells(list(named), [grid] if isinstance(grid, str) else grid, nfe)
+    run = _Run(model, (samples, *data.shape[1:]), seed, batch_size, target, ruler, network, named, grids)
+    cells = run.cells(list(named), list(grids), nfe)
     store = Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
@@ -175,13 +182,22 @@ class _Ruler:
         values = [bare.against_data(real[order[:samples]]) for order in orders]
         table = {name: torch.tensor([value[name] for value in values], dtype=torch.float64) for name in values[0]}
         floor = {name: row.mean().item() for name, row in table.items()}
-        spread = {name: row.std().item() for name, row in table.items() if len(row) > 1}
+        if len(real) > samples:  # subsets share samples, and differ by less than sets drawn anew
+            spread = {name: row.std().item() / math.sqrt(1 - samples / len(real)) for name, row in table.items()}
+        else:
+            spread = {name: standard_error(rest) for name, rest in bare.left_out(real).items() if rest}
         return replace(bare, digest=_digest(reference, real, *_contents(features)), floor=floor, spread=spread)
 
     def against_data(self, x: Tensor) -> dict[str, float]:
+        return {name: metric.distance(*sets).item() for name, (metric, sets) in self._sets(x).items()}
+
+    def left_out(self, x: Tensor) -> dict[str, list[float]]:
+        return {name: left_out(metric.distance, *sets, paired=False) for name, (metric, sets) in self._sets(x).items()}
+
+    def _sets(self, x: Tensor) -> dict[str, tuple[Metric, tuple[Tensor, Tensor]]]:
+        """What each metric that is not paired compares."""
         pairs = {False: (x, self.data), True: (_embed(self.features, x), self.embedded)}
-        unpaired = {name: metric for name, metric in METRICS.items() if not metric.paired}
-        return {name: metric.distance(*pairs[metric.features]).item() for name, metric in unpaired.items()}
+        return {name: (metric, pairs[metric.features]) for name, metric in METRICS.items() if not metric.paired}
 
 
 def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
@@ -192,6 +208,36 @@ def _named(solvers: Sequence[str | Solver]) -> dict[str, str | Solver]:
         if get(named.setdefault(label, spec)) != get(spec):
             raise ValueError(f"solvers: two different ones are called {label!r}; compare them in two runs")
     return named
+
+
+def _named_grids(given: GridSpec | Sequence[GridSpec]) -> dict[str, GridSpec]:
+    """Each grid by what its cells are to call it: its name, or ``"6 times 1 … 0.001 #ab12"``."""
+    one = isinstance(given, str) or any(isinstance(part, Real) for part in given)
+    named: dict[str, GridSpec] = {}
+    for spec in cast("list[GridSpec]", [given] if one else list(given)):
+        if isinstance(spec, str):
+            named[spec] = spec
+            continue
+        times = tuple(float(t) for t in spec)
+        if len(times) < 2:
+            raise ValueError(f"grid={list(times)}: {len(times)} times given, a grid has at least 2")
+        label = f"{len(times)} times {times[0]:g} … {times[-1]:g} #{_digest(repr(times))[:4]}"
+        if named.setdefault(label, times) != times:
+            raise ValueError(f"grid: two different ones are called {label!r}; compare them in two runs")
+    return named
+
+
+def _data(name: str, given: Tensor | np.ndarray) -> Tensor:
+    """Real data as a tensor, checked."""
+    x = torch.as_tensor(given)
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(
+            f"{name} has shape {list(x.shape)} and dtype {x.dtype}: it must be floating-point [m, *event], with [m, 1]"
+            " for m numbers"
+        )
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity: every entry must be finite")
+    return x
 
 
 @dataclass(frozen=True)
@@ -206,14 +252,16 @@ class _Run:
     ruler: _Ruler
     network: str
     solvers: Mapping[str, str | Solver]
+    grids: Mapping[str, GridSpec]
 
     def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
         """The cells to measure, cheapest first; one that has no plan carries a note."""
         for name, given in {"solvers": solvers, "nfe": nfe, "grid": grids}.items():
             if not given:
                 raise ValueError(f"{name}: none given, at least 1 is needed")
-        for grid in set(grids) - {"auto"}:
-            Grid.make(self.model.process, grid, 2)  # a bad grid is an error of the run, not of a cell
+        for grid in [self.grids[name] for name in grids if name != "auto"]:
+            # a bad grid is an error of the run, not of a cell
+            Grid.make(self.model.process, grid, 2 if isinstance(grid, str) else len(grid) - 1)
         for n in nfe:
             check_count("nfe", n, 1, "it counts network evaluations")
         axes = product(dict.fromkeys(sorted(nfe)), dict.fromkeys(grids), dict.fromkeys(solvers))
@@ -222,11 +270,11 @@ class _Run:
     def _cell(self, spec: str, grid: str, nfe: int) -> Cell:
         solver, process = get(self.solvers[spec]), self.model.process
         try:
-            table = solver.plan(process, nfe=nfe, grid=grid)
+            table = solver.plan(process, nfe=nfe, grid=self.grids[grid])
             plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
         except ValueError as error:
             plan, note = "", str(error)
-        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, *METRICS)
+        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, GROUPS, *METRICS)
         key = _digest(repr((process, spec, grid, nfe, self.shape, self.seed, self.target, *shared)))
         return Cell(
             self.target, str(process), spec, grid, nfe, self.shape[0], self.seed, solver.stochastic, note=note,
@@ -263,17 +311,21 @@ class _Run:
         cell = replace(cell, seconds=round(time.perf_counter() - began, 4))
         if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
-        paired = {} if endpoint is None or cell.stochastic else _paired(x, endpoint)
-        return replace(cell, metrics=paired | self.ruler.against_data(x)), x
+        metrics, rest = self.ruler.against_data(x), self.ruler.left_out(x)
+        if endpoint is not None and not cell.stochastic:
+            metrics = _paired(x, endpoint) | metrics
+            pairs = {name: metric for name, metric in METRICS.items() if metric.paired}
+            rest |= {name: left_out(metric.distance, x, endpoint, paired=True) for name, metric in pairs.items()}
+        return replace(cell, metrics=metrics, jackknife=rest), x
 
     def _draw(self, solver: str, nfe: int, grid: str, n: int, ticker: _Ticker, label: str) -> Tensor:
-        rule = self.solvers.get(solver, solver)
-        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid).rows
+        rule, grid_or_times = self.solvers.get(solver, solver), self.grids.get(grid, grid)
+        rows = get(rule).plan(self.model.process, nfe=nfe, grid=grid_or_times).rows
         size = self.batch_size or n
         callback = ticker.start(label, nfe * n / (-(-n // size) * sum(row.commit for row in rows)))
         return sample(
-            self.model, (n, *self.shape[1:]), solver=rule, nfe=nfe, grid=grid, seed=self.seed, callback=callback,
-            batch_size=size,
+            self.model, (n, *self.shape[1:]), solver=rule, nfe=nfe, grid=grid_or_times, seed=self.seed,
+            callback=callback, batch_size=size,
         ).x.cpu()  # fmt: skip
 
 
@@ -304,7 +356,7 @@ def _embed(features: Features | None, x: Tensor) -> Tensor:
         return x
     parameter = next(features.parameters(), x) if isinstance(features, nn.Module) else x
     with evaluating(features):
-        return torch.cat([features(part.to(parameter.device)).cpu() for part in x.split(1024)])
+        return torch.cat([features(part.to(parameter)).cpu() for part in x.split(1024)])
 
 
 def _contents(of: object) -> list[str | Tensor]:

@@ -20,7 +20,7 @@ from sdekit.grid import Grid, GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.noise import normal
 from sdekit.process import Knot, Process
-from sdekit.sampling import Model, sample
+from sdekit.sampling import Model, as_rows, sample
 from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 
@@ -83,7 +83,7 @@ def fit_ays(
         check_count("sweeps", sweeps, 0, "it counts passes over the times; None goes on until none moves")
     _check_samples("x0", x0)
     knots, chosen = _candidates(model.process, start, steps, candidates)
-    denoised = _along_paths(model, x0.to(model.device), knots, seed, conditions)
+    denoised = _along_paths(model, x0.to(model.device), knots, seed, as_rows(model, conditions, len(x0)))
     path = _descend(_path_divergence(denoised, knots), chosen, sweeps)
     return tuple(knots[i].t for i in path)
 
@@ -192,6 +192,7 @@ def fit_gits(
     check_count("teacher_steps", teacher_steps, steps, f"the grid's {steps} steps end on the teacher's times")
     knots = Grid.make(model.process, candidates, teacher_steps).knots
     times = [knot.t for knot in knots]
+    conditions = as_rows(model, conditions, len(start))
     states = _run(model, start, teacher, times, conditions, keep="all")
     _check_finite(f"the trajectory of teacher={get(teacher).name!r}", states, knots)
     costs = _euler_errors(model, states, knots, conditions)

@@ -31,7 +31,7 @@ from sdekit.model import in_evaluation_mode
 from sdekit.names import check_options, options_of
 from sdekit.noise import normal
 from sdekit.process import Knot, Process
-from sdekit.sampling import Model, check_conditions, conditions_of, progress_bar, sample
+from sdekit.sampling import Model, as_rows, check_conditions, conditions_of, progress_bar, sample
 from sdekit.solvers import Solver, Statistics
 from sdekit.solvers.dpm_v3 import NAME
 from sdekit.solvers.registry import check_count
@@ -110,7 +110,7 @@ def fit_statistics(
         seed: of the noise, the probes and the drawn samples.
         batch_size: samples run at once (default: all).
         progress: show a progress bar on stderr.
-        conditions: passed to the network; a tensor whose first dimension is n is split with the batch.
+        conditions: passed to the network; as in ``sample``, rows for each sample are split with the batch.
 
     Raises ValueError for fewer than 2 samples or 4 knots, data that are not finite or have another shape than the
     network takes, predictions or derivatives that are not finite (it names t), and an operation of the network that
@@ -126,6 +126,7 @@ def fit_statistics(
     check_count("knots", knots, 4, "a cubic spline goes through them")
     check_conditions(model, conditions, fit_statistics)
     x0 = _data(model, data, seed, batch_size, conditions)
+    conditions = as_rows(model, conditions, len(x0))
     size = len(x0) if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     process = model.process

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,58 +20,20 @@ from torch import Tensor
 
 from sdekit import solvers
 from sdekit.comparison import Cell, Comparison
+from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
+from sdekit.ranking import BEST, TIED, Matrix, matrix
 
 # Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
 # each solver is told apart twice
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX<>*hpd8"
+_LEGEND = {
+    BEST: f"{BEST} better than every other of its column, and above the floor, by more than {SIGNIFICANT} standard"
+    " errors (by chance once in 100 cases)",
+    TIED: f"{TIED} cannot be told from the best of its column, or from the floor",
+}
 _IMAGES = 8  # images in one cell of the contact sheet
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One metric: a row for each solver (and grid), a column for each NFE; None where nothing was measured.
-
-    Rows are sorted by the mean over columns of log(value / best of the column), the best first.
-    """
-
-    metric: str
-    nfe: tuple[int, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    values: tuple[tuple[float | None, ...], ...]
-
-    @property
-    def best(self) -> tuple[float | None, ...]:
-        """The smallest value of each column."""
-        return tuple(min((v for v in column if v is not None), default=None) for column in zip(*self.values))
-
-
-def matrix(result: Comparison, metric: str) -> Matrix:
-    """The metric's values as a table of solvers by NFE; solvers for which it is not defined are left out.
-
-    >>> cells = [Cell("toy", "VP()", s, "logsnr", n, 8, 0, metrics={"rmse": v})
-    ...          for s, n, v in [("ddim", 5, 2.0), ("ddim", 10, 1.0), ("heun", 10, 0.2)]]
-    >>> table = matrix(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), "rmse")
-    >>> [row[0].solver for row in table.rows], table.nfe, table.best
-    (['heun', 'ddim'], (5, 10), (2.0, 0.2))
-    """
-    cells = [cell for cell in result.cells if not (METRICS[metric].paired and cell.stochastic)]
-    nfe = tuple(sorted({cell.nfe for cell in cells}))
-    groups: dict[tuple[str, str], dict[int, Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.solver, cell.grid), {})[cell.nfe] = cell
-    rows = [tuple(group.values()) for group in groups.values()]
-    values = [tuple(group[n].metrics.get(metric) if n in group else None for n in nfe) for group in groups.values()]
-    order = sorted(range(len(rows)), key=_badness(values).__getitem__)
-    return Matrix(metric, nfe, tuple(rows[i] for i in order), tuple(values[i] for i in order))
-
-
-def _badness(values: Sequence[Sequence[float | None]]) -> list[float]:
-    """For each row Σ log(value) over columns; a missing entry counts as twice its column's worst."""
-    worst = [max((v for v in column if v is not None), default=1.0) for column in zip(*values)]
-    filled = [[2 * w if v is None else v for v, w in zip(row, worst)] for row in values]
-    return [sum(math.log(max(v, 1e-300)) for v in row) for row in filled]
 
 
 # -- tables -----------------------------------------------------------------------------------------
@@ -83,11 +44,14 @@ def tables(result: Comparison) -> Group:
     if not result.cells:
         return Group(Text("no cell was finished"))
     parts: list[Text | Table] = [Text(_heading(result))]
+    used = set[str]()
     for metric in METRICS:
         table = matrix(result, metric)
         if any(best is not None for best in table.best):
             parts += [Text(), Text(_title(result, metric), style="bold"), _table(result, table)]
-    return Group(*parts, *[Text(line) for line in _missing(result.cells)])
+            used.update(mark for row in table.marks for mark in row)
+    legend = [line for mark, line in _LEGEND.items() if mark in used]
+    return Group(*parts, *[Text(line) for line in [""] * bool(legend) + legend + _missing(result.cells)])
 
 
 def _missing(cells: Sequence[Cell]) -> list[str]:
@@ -144,7 +108,7 @@ def _heading(result: Comparison) -> str:
     grid = names[0] if len(names) == 1 else f"{len(names)} grids"
     return (
         f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, seed {cell.seed}, {grid};"
-        " smaller is better, * best of its column, ~ draws noise"
+        " smaller is better, ~ draws noise"
     )
 
 
@@ -175,8 +139,7 @@ def _table(result: Comparison, values: Matrix) -> Table:
 
 def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
     """Header, entries and floor of one NFE, of equal width with the points below each other."""
-    best, nfe = values.best[i], values.nfe[i]
-    decimals = _decimals(best)
+    nfe, decimals = values.nfe[i], _decimals(values.best[i])
     numbers = [row[i] for row in values.values] + [floor]
     measured = [any(cell.nfe == nfe for cell in row) for row in values.rows] + [False]
     words = [
@@ -184,9 +147,10 @@ def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
         for number, there in zip(numbers, measured)
     ]
     width = max(len(word) for word in [f"NFE {nfe}", *words])
+    marks = [row[i] for row in values.marks] + [""]
     entries = [
-        Text(word.rjust(width) + "*", style="bold green") if number == best and there else Text(word.rjust(width) + " ")
-        for word, number, there in zip(words, numbers, measured)
+        Text(word.rjust(width) + (mark or " "), style="bold green" if mark == BEST else "")
+        for word, mark in zip(words, marks)
     ]
     return [Text(f"NFE {nfe}".rjust(width)), *entries]
 
@@ -221,7 +185,7 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if len(grids) > 1 else False).flatten()
     for (metric, grid), panel in zip(panels, axes):
         _panel(panel, result, metric, grid)
-        panel.set_title(METRICS[metric].label + (f", grid {grid}" if len(grids) > 1 else ""), fontsize=10)
+        panel.set_title(METRICS[metric].label + f"\ngrid {grid}" * (len(grids) > 1), fontsize=10)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     lines = {line.get_label(): line for panel in axes for line in panel.get_lines()}
@@ -239,17 +203,17 @@ def _solver_label(cell: Cell) -> str:
 
 def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
     solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
-    seen: list[float] = []
     for i, solver in enumerate(solvers):
         cells = [c for c in result.cells if (c.solver, c.grid) == (solver, grid) and metric in c.metrics]
         points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
-        seen += [value for _, value in points]
         if points:
             panel.plot(
                 *zip(*points), label=_solver_label(cells[0]), color=_COLOURS[i % len(_COLOURS)],
                 marker=_MARKERS[i % len(_MARKERS)], markersize=5, linewidth=1.3, alpha=0.9,
                 linestyle="--" if cells[0].stochastic else "-",
             )  # fmt: skip
+    # of all grids: their panels share an axis
+    seen = [cell.metrics[metric] for cell in result.cells if metric in cell.metrics]
     _axes(panel, seen, sorted({cell.nfe for cell in result.cells}))
     _floor(panel, result.floor.get(metric, 0.0), result.spread.get(metric, 0.0))
 
@@ -257,6 +221,7 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
 def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.set_xlim(nfe[0] / 1.1, nfe[-1] * 1.1)
     panel.xaxis.set_major_locator(FixedLocator(nfe))
     panel.xaxis.set_major_formatter(FixedFormatter([str(n) for n in nfe]))
     panel.xaxis.set_minor_locator(NullLocator())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ class Cell:
 
     Attributes:
         metrics: by name in ``metrics.METRICS``; paired ones are absent for stochastic solvers.
+        jackknife: each metric's values without one group of the samples in turn (``jackknife.left_out``), which give
+            the errors of metrics and of their differences; empty where there are too few samples.
         floor: the value of each metric that means no more can be seen; see ``Comparison.floor``.
         seconds: wall time of sampling alone.
         note: why there are no metrics; empty where there are.
@@ -48,6 +50,7 @@ class Cell:
     data: str = ""
     plan: str = ""
     key: str = ""
+    jackknife: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -158,10 +159,12 @@ def sample(
         batch_size: samples run at once (default: all).
         dtype: of the state; ignored where ``start`` gives one.
         device: of the state; by default the model's.
-        conditions: passed to the network; a tensor whose first dimension is n is split with the batch.
+        conditions: passed to the network; a tensor, numpy array or list whose first dimension is n is split with the
+            batch and reaches the network as a tensor, anything else as it is.
 
-    Raises ValueError for an unknown name, a budget too small, a bad grid, or shapes or devices that do not fit. Warns
-    (``misfit.MisfitWarning``) where samples on the CPU lie so far from 0 that the start N(0, σ²) misses their mean.
+    Raises ValueError for an unknown name, a budget too small, a bad grid, a list of n that holds no numbers, or shapes
+    or devices that do not fit. Warns (``misfit.MisfitWarning``) where samples on the CPU lie so far from 0 that the
+    start N(0, σ²) misses their mean.
 
     >>> from sdekit import ScoreModel, VP
     >>> model = ScoreModel(lambda x, t: x, VP(), predicts="eps")
@@ -176,6 +179,7 @@ def sample(
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample)
+    conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
@@ -237,6 +241,25 @@ def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: 
 def conditions_of(conditions: Mapping[str, Any], n: int, first: int, size: int) -> dict[str, Any]:
     """The conditions of one batch: of those with a row for each sample, the part from ``first`` on."""
     return {**conditions, **{name: rows[first : first + size] for name, rows in batched(conditions, n).items()}}
+
+
+def as_rows(model: Model, conditions: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The conditions, of which lists and numpy arrays with a row for each of n samples are tensors on the device.
+
+    Raises ValueError for a list of n that is no array of numbers: nothing could split it with the batch.
+    """
+    sized = {name: c for name, c in conditions.items() if isinstance(c, list) or (isinstance(c, np.ndarray) and c.ndim)}
+    return {**conditions, **{name: _tensor(name, c, model.device) for name, c in sized.items() if len(c) == n}}
+
+
+def _tensor(name: str, rows: list[Any] | np.ndarray, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(rows, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{name}: a {type(rows).__name__} of {len(rows)}, one entry for each sample, that is no array of numbers:"
+            " give a tensor whose first dimension counts the samples"
+        ) from None
 
 
 def batched(conditions: Mapping[str, Any], n: int) -> dict[str, Tensor]:

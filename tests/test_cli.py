@@ -149,7 +149,7 @@ def test_sample_writes_what_sample_returns(tmp_path: Path, target: str) -> None:
         (["compare", "--target", "gaussian", "--nfe", "5,ten"], "--nfe '5,ten'"),
         (["compare", "--target", "gaussian", "--nfe", "-5"], "--nfe '-5'"),
         (["compare", "--target", "gaussian", "--samples", "1"], "samples=1"),
-        (["sample", "--target", "gaussian", "--nfe", "1"], "nfe=1"),
+        (["sample", "--target", "gaussian", "--nfe", "0"], "nfe=0"),
         (["sample", "--target", "gaussian", "--n", "0"], "at least 1"),
         (["sample", "--target", "gaussian", "--device", "abacus"], "--device 'abacus'"),
         (["sample", "--target", "gaussian", "--solver", "ddim(eta="], "cannot read 'ddim(eta='"),

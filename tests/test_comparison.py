@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import sdekit as sk
 from sdekit.comparison import ENDPOINT, Cell, Comparison, Interrupted, compare
+from sdekit.grid import Grid
 from sdekit.metrics import METRICS, energy_distance, frechet_distance, sliced_wasserstein
 from sdekit.noise import normal
+from sdekit.report import text
 from sdekit.targets import Gaussian
 
 PROCESS = sk.VP()
@@ -89,6 +93,38 @@ def test_cells_are_ordered_by_nfe_grid_solver_and_unique() -> None:
     result = run(nfe=[8, 5, 8], grid=["time", "logsnr"], solvers=["heun", "ddim", "heun"])
     axes = [(cell.nfe, cell.grid, cell.solver) for cell in result.cells]
     assert axes == [(n, g, s) for n in (5, 8) for g in ("time", "logsnr") for s in ("heun", "ddim")]
+
+
+def test_times_are_a_grid_beside_names_and_run_where_they_fit() -> None:
+    """A named grid's own times, given explicitly, are that grid."""
+    times = [knot.t for knot in Grid.make(PROCESS, "time-quadratic", 8).knots]
+    result = run(solvers=["ddim"], nfe=[5, 8], grid=["time-quadratic", times])
+    named, given = ([cell for cell in result.cells if ("times" in cell.grid) is explicit] for explicit in (False, True))
+    assert {re.sub("#.{4}$", "#", cell.grid) for cell in given} == {"9 times 1 … 0.001 #"}
+    assert given[1].metrics == named[1].metrics
+    assert not given[0].metrics
+    assert "9 times given, 4 steps need 5" in given[0].note
+    assert "9 times 1 … 0.001 #" in text(result)
+
+
+def test_one_grid_of_times_needs_no_list_around_it() -> None:
+    times = [1.0, 0.6, 0.3, 0.1, 0.001]
+    alone, listed = (run(solvers=["ddim"], nfe=[5], grid=grid).cells for grid in (times, [tuple(times)]))
+    assert alone[0].grid.startswith("5 times 1 … 0.001 #")
+    assert [cell.key for cell in alone] == [cell.key for cell in listed]
+
+
+def test_other_times_are_another_cell(tmp_path: Path) -> None:
+    for middle in (0.5, 0.4):
+        run(out=tmp_path, solvers=["ddim"], nfe=[3], grid=[1.0, middle, 0.001])
+    assert len({line["grid"] for line in lines(tmp_path)}) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_data_may_be_numpy_arrays(dtype: Any) -> None:
+    features = torch.nn.Linear(2, 3)
+    arrays = run(reference=DATA.numpy().astype(dtype), real=MORE.numpy().astype(dtype), features=features)
+    assert [cell.metrics for cell in arrays.cells] == [cell.metrics for cell in run(features=features).cells]
 
 
 def test_batches_change_nothing() -> None:
@@ -207,6 +243,12 @@ def test_ctrl_c_keeps_every_finished_cell(tmp_path: Path) -> None:
         ({"real": DATA[:1]}, r"at least 2"),
         ({"reference": DATA[:0]}, r"at least 2"),
         ({"real": torch.zeros(5, 3)}, r"must be equal"),
+        ({"reference": torch.zeros(9)}, r"reference has shape \[9\].*\[m, 1\]"),
+        ({"real": torch.zeros(9, 2).int().numpy()}, r"real has shape.*floating-point"),
+        ({"reference": torch.full((9, 2), torch.nan)}, r"reference holds NaN"),
+        ({"grid": [1.0, 0.2, 0.3]}, r"strictly decrease"),
+        ({"grid": ["logsnr", [1.0]]}, r"1 times given"),
+        ({"grid": [1.2, 0.3]}, r"leave the process's range"),
     ],
 )
 def test_bad_input_is_named_before_anything_runs(changes: dict[str, Any], message: str) -> None:

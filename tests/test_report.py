@@ -27,7 +27,8 @@ NFE = (5, 10, 20)
 def cell(solver: str, nfe: int, value: float, **changes) -> Cell:
     metrics = {"rmse": value, "energy": 10 * value}
     one = Cell("toy", "VP()", solver, "logsnr", nfe, 8, 0, metrics=metrics, key=f"{solver}{nfe}")
-    return replace(one, **changes)
+    one = replace(one, **changes)
+    return replace(one, jackknife={metric: [value] * 10 for metric, value in one.metrics.items()})  # no error
 
 
 def comparison(*more: Cell) -> Comparison:
@@ -126,6 +127,19 @@ def test_panels_draw_the_floor_and_dash_what_draws_noise() -> None:
     floor = panel.get_lines()[-1].get_ydata()
     assert list(floor) == [0.15, 0.15]
     assert panel.get_ylim()[0] < 0.15
+
+
+def test_panels_of_several_grids_show_all_that_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second grid has one value, far below the others'."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(report, "Figure", lambda **options: figures.append(Figure(**options)) or figures[-1])
+    cells = [cell("ddim", n, value) for n, value in zip(NFE, VALUES["ddim"])]
+    given = cell("ddim", 10, 0.05, grid="10 times 1 … 0.001 #ab12")
+    assert report.picture(Comparison((*cells, given), {}, {}, {}, torch.zeros(1)), tmp_path / "x.png")
+    for panel in figures[0].axes:
+        scale = 10 if "energy" in panel.get_title() else 1
+        assert panel.get_ylim()[0] < 0.05 * scale < 0.4 * scale < panel.get_ylim()[1]
+        assert panel.get_xlim()[0] < 5 < 20 < panel.get_xlim()[1]
 
 
 def test_every_solver_looks_different() -> None:

@@ -23,7 +23,7 @@ from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
-from sdekit.sampling import Model, batched, check_conditions, check_shape, progress_bar
+from sdekit.sampling import Model, as_rows, batched, check_conditions, check_shape, progress_bar
 from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
 
@@ -108,6 +108,7 @@ def sample_adaptive(
     size, dtype = n if batch_size is None else batch_size, dtype if start is None else start.dtype
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_conditions(model, conditions, sample_adaptive)
+    conditions = as_rows(model, conditions, n)
     separate = batched(conditions, n)
     shared = {name: c for name, c in conditions.items() if name not in separate}
     seed = secrets.randbits(63) if seed is None else seed

@@ -28,7 +28,7 @@ from sdekit.grid import Grid
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup
 from sdekit.process import DiscreteVP, Process, State, match
-from sdekit.sampling import Model
+from sdekit.sampling import Model, as_rows
 from sdekit.solvers.registry import check_count
 
 _STREAM = 0x656C626F
@@ -132,7 +132,7 @@ def elbo(
         raise ValueError("x holds NaN or infinity: every entry must be finite")
     process = model.process
     samples = torch.arange(first, first + len(x), device=x.device)
-    run = _Run(model, x, samples, seed, conditions)
+    run = _Run(model, x, samples, seed, as_rows(model, conditions, len(x)))
     with torch.no_grad():
         prior = 0.5 * math.exp(2 * process.half_log_snr(process.t_max)) * x.flatten(1).square().sum(1)
         diffusion, diffusion_error = losses(run, times, steps, grid)

@@ -26,7 +26,7 @@ from sdekit.likelihood.errors import Spread, StdErr, fewest, spread_of
 from sdekit.misfit import prior_error
 from sdekit.names import lookup, unknown
 from sdekit.ode import Evaluate, States, integrate, rows_of, state_of
-from sdekit.sampling import Model
+from sdekit.sampling import Model, as_rows
 from sdekit.solvers.registry import check_count
 
 PerSample = Float[Tensor, "batch"]
@@ -240,7 +240,8 @@ def log_prob(
         "gradients": gradients, "max_attempts": max_attempts, "options": options,
     }  # fmt: skip
     solve = _Solve(
-        model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode, conditions
+        model, divergence, probes, distribution, mode, chunk_size, seed, prior, ode,
+        as_rows(model, conditions, len(x)),
     )  # fmt: skip
     with torch.set_grad_enabled(gradients != "none"):
         if quantization is None:

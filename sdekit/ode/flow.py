@@ -21,7 +21,7 @@ from sdekit.ode.field import VARIABLES, Evaluate, Field, network
 from sdekit.ode.plans import run_plan
 from sdekit.ode.steppers import STEPPERS, Settings
 from sdekit.process import DiscreteVP, Process, State
-from sdekit.sampling import Model, Solution
+from sdekit.sampling import Model, Solution, as_rows
 from sdekit.solvers import Solver, get, names
 from sdekit.solvers.registry import check_count
 
@@ -129,7 +129,7 @@ def integrate(
             _refuse(gradients == "adjoint", rule.name, "has no adjoint")
             variable = "half-log-snr"  # its knots are what it is
         kind = getattr(model, "predicts", "eps")
-        kind, function = evaluate or (kind, network(model, kind, len(y), conditions))
+        kind, function = evaluate or (kind, network(model, kind, len(y), as_rows(model, conditions, len(y))))
         field = Field(process, lookup("variable", variable, VARIABLES), kind, function, y.shape[1:], y.dtype)
         if isinstance(rule, Solver):
             y, evaluations, integral = run_plan(rule, field, y, t0, t1, steps, grid, probes)
