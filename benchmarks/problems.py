@@ -3,10 +3,10 @@
     python benchmarks/problems.py             # makes what is missing and prints the table of problems
 
 A problem is a model, an event shape, 256 starts (sample i of seed 0, as ``sample`` draws them) and its truth:
-    exact       the probability-flow ODE's end at σ → 0. In x/α the flow depends on σ/α alone, so that it is solved under
+    exact       the probability-flow ODE's end at σ → 0. In x/α the flow depends on σ/α alone, so it is solved under
                 ``VE`` from the process's largest σ/α down to 1e-5 and denoised there, whatever the process
     network     the ODE's x at t_min, denoised by one evaluation: below t_min a network has seen nothing
-Each is solved in twice as many steps as well, and the difference of the two, per sample, is kept beside the finer one as
+Each is solved in twice as many steps as well, and the difference of the two, per sample, is kept beside the finer as
 its error. States are float64; networks compute in float32. All is kept in ``out/problems``, by what decides it.
 """
 
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import problem_data as data
 import torch
