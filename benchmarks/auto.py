@@ -158,6 +158,40 @@ def show(cells: Sequence[Cell]) -> None:
         print(f"{own}{ratios}  {names}", flush=True)
 
 
+def left_out(cells: Sequence[Cell]) -> Iterator[tuple[str, str, float, float]]:
+    """For each problem of one budget's cells: what is chosen without it, its ratio to the best there, and ``auto``'s.
+
+    The choice has the least geometric mean, over the other problems, of its median error in units of the best one's.
+    Yields (problem, choice, ratio, auto's ratio).
+    """
+    table: dict[str, dict[tuple[str, str], float]] = {}
+    for cell in cells:
+        if cell.solver not in peers.PEERS:
+            table.setdefault(cell.problem, {})[cell.solver, cell.grid] = cell.median
+    auto = {name: row.pop(("auto", "auto")) for name, row in table.items()}
+    logs = {
+        name: {choice: math.log(error / min(row.values())) for choice, error in row.items()}
+        for name, row in table.items()
+    }
+    for name, row in table.items():
+        others = [logs[other] for other in table if other != name]
+        choice = min(row, key=lambda one: sum(ratios[one] for ratios in others))
+        yield name, " ".join(choice), math.exp(logs[name][choice]), auto[name] / min(row.values())
+
+
+def summarise(cells: Sequence[Cell]) -> None:
+    """One row a budget: the ratios of the left-out choice and of ``auto`` to each problem's best, in the median."""
+    print("\nleft-out choice and auto against each problem's best fixed choice, median error")
+    print(f"{'NFE':>4}{'mean':>7}{'worst':>7}{'auto':>8}{'worst':>7}  worst problem; choices")
+    for nfe in sorted({cell.nfe for cell in cells}):
+        rows = list(left_out([cell for cell in cells if cell.nfe == nfe]))
+        means = [math.exp(sum(math.log(row[i]) for row in rows) / len(rows)) for i in (2, 3)]
+        worst = [max(rows, key=lambda row, i=i: row[i]) for i in (2, 3)]
+        ratios = f"{means[0]:7.2f}{worst[0][2]:7.2f}{means[1]:8.2f}{worst[1][3]:7.2f}"
+        choices = ", ".join(sorted({_label(row[1]) for row in rows}))
+        print(f"{nfe:>4}{ratios}  {worst[0][0]}, auto {worst[1][0]}; {choices}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--problems", default=";".join(PROBLEM), help="separated by ;")
@@ -171,6 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     known, budgets = Cells(options.cells), [int(n) for n in options.nfe.split(",")]
     choices = list(candidates(options.solvers.split(";"), options.grids.split(";"), options.peers))
+    every: list[Cell] = []
     for name in options.problems.split(";"):
         one = problem(name)
         cells = [
@@ -179,6 +214,9 @@ def main() -> None:
             for solver, grid in choices
         ]
         show(cells)
+        every += cells
+    if options.problems.count(";"):
+        summarise(every)
 
 
 if __name__ == "__main__":
