@@ -194,7 +194,7 @@ PROBLEM = {
     ),
     "digits-net/ve": partial(
         Problem, about="a small U-Net of the digits, ε", process=sk.VE(), event=(1, 8, 8),
-        make=partial(network, "digits"), steps=300,
+        make=partial(network, "digits"), steps=600,
     ),
     "patches-net/flow": partial(
         Problem, about="a small U-Net of grey patches 16×16, flow", process=sk.Flow(), event=(1, 16, 16),
@@ -206,7 +206,7 @@ PROBLEM = {
     ),
     "roll-net/table": partial(
         Problem, about="an MLP of the swiss roll in 3-D, ε, told a DDPM table's index", process=sk.DiscreteVP(),
-        event=(3,), make=partial(network, "roll"), steps=600,
+        event=(3,), make=partial(network, "roll"), steps=2400,
     ),
 }  # fmt: skip
 
