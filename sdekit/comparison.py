@@ -4,14 +4,17 @@ The noise is the same for every cell: sample i of each solver starts at the same
 compare a deterministic solver with the accurate end of the probability-flow ODE from that state, the others compare the
 set with real data. Both ends are denoised at t_min alike, so that no cell wins by where it stops.
 
-Each finished cell is one line of ``results.jsonl`` at once; a run with the same ``out`` computes only the rest.
+Each finished cell is one line of ``results.jsonl`` at once; a run with the same ``out`` computes only the rest. A cell
+is taken from there only where all that decides it is the same: the model's code, weights and attributes, whatever wraps
+it (``identity``), and what it gives at a few fixed points; the data and the feature map; the solver's table.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import secrets
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,12 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sdekit.data import as_tensor
 from sdekit.grid import Grid, GridSpec
+from sdekit.identity import Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS, left_out, standard_error
 from sdekit.metrics import METRICS, Metric
 from sdekit.misfit import warn_of_start
 from sdekit.model import evaluating, in_evaluation_mode
 from sdekit.noise import normal
+from sdekit.prediction import PREDICTIONS
 from sdekit.results import PREVIEW, Cell, Store
 from sdekit.sampling import Callback, Model, sample
 from sdekit.solvers import Solver, get
@@ -113,8 +119,8 @@ def compare(
         real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
         features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
         target: what the records call the model.
-        out: a folder for ``results.jsonl`` and samples. A network or feature map that is no ``nn.Module`` is
-            known there by its name alone: use another folder when it changes.
+        out: a folder for ``results.jsonl`` and samples. A model or feature map that holds what cannot be read, such
+            as a generator or a lock, is warned of: its cells are computed again in each run.
         batch_size: samples run at once.
         progress: called as ``progress(what, done, total)``, in network evaluations.
 
@@ -131,12 +137,12 @@ def compare(
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     data = _data("reference", reference)
     warn_of_start(model.process, data)
-    ruler = _Ruler.make(data, None if real is None else _data("real", real), features, samples)
+    more = None if real is None else _data("real", real)
+    ruler = _Ruler.make(data, more, features, samples, _identity("features", features, out))
     named, grids = _named(solvers), _named_grids(grid)
-    network = _digest(*_contents(model))
-    run = _Run(model, (samples, *data.shape[1:]), seed, batch_size, target, ruler, network, named, grids)
+    network, store = _identity("model", model, out), Store(None if out is None else Path(out))
+    run = _Run(model, (samples, *data.shape[1:]), seed, batch_size, target, ruler, network, named, grids, store)
     cells = run.cells(list(named), list(grids), nfe)
-    store = Store(None if out is None else Path(out))
     todo = [cell for cell in cells if cell.key not in store.cells]
     ticker = _Ticker(progress, sum(cell.nfe * samples for cell in todo if not cell.note))
     floor, finished = dict(ruler.floor), list[Cell]()
@@ -146,7 +152,7 @@ def compare(
         return Comparison(tuple(finished), floor, ruler.spread, previews, ruler.data[:PREVIEW])
 
     try:
-        endpoint, error = run.endpoint(store, ticker, needed=any(not (cell.stochastic or cell.note) for cell in todo))
+        endpoint, error = run.endpoint(ticker, needed=any(not (cell.stochastic or cell.note) for cell in todo))
         floor.update(error)
         for cell in cells:
             if cell.key not in store.cells:
@@ -169,7 +175,9 @@ class _Ruler:
     spread: Mapping[str, float]
 
     @classmethod
-    def make(cls, reference: Tensor, real: Tensor | None, features: Features | None, samples: int) -> _Ruler:
+    def make(
+        cls, reference: Tensor, real: Tensor | None, features: Features | None, samples: int, embedding: str
+    ) -> _Ruler:
         if real is None:
             reference, real = reference[::2], reference[1::2]
         if min(len(reference), len(real)) < 2:
@@ -186,7 +194,7 @@ class _Ruler:
             spread = {name: row.std().item() / math.sqrt(1 - samples / len(real)) for name, row in table.items()}
         else:
             spread = {name: standard_error(rest) for name, rest in bare.left_out(real).items() if rest}
-        return replace(bare, digest=_digest(reference, real, *_contents(features)), floor=floor, spread=spread)
+        return replace(bare, digest=identify((reference, real, embedding)), floor=floor, spread=spread)
 
     def against_data(self, x: Tensor) -> dict[str, float]:
         return {name: metric.distance(*sets).item() for name, (metric, sets) in self._sets(x).items()}
@@ -221,7 +229,7 @@ def _named_grids(given: GridSpec | Sequence[GridSpec]) -> dict[str, GridSpec]:
         times = tuple(float(t) for t in spec)
         if len(times) < 2:
             raise ValueError(f"grid={list(times)}: {len(times)} times given, a grid has at least 2")
-        label = f"{len(times)} times {times[0]:g} … {times[-1]:g} #{_digest(repr(times))[:4]}"
+        label = f"{len(times)} times {times[0]:g} … {times[-1]:g} #{identify(times)[:4]}"
         if named.setdefault(label, times) != times:
             raise ValueError(f"grid: two different ones are called {label!r}; compare them in two runs")
     return named
@@ -229,7 +237,7 @@ def _named_grids(given: GridSpec | Sequence[GridSpec]) -> dict[str, GridSpec]:
 
 def _data(name: str, given: Tensor | np.ndarray) -> Tensor:
     """Real data as a tensor, checked."""
-    x = torch.as_tensor(given)
+    x = as_tensor(given)
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(
             f"{name} has shape {list(x.shape)} and dtype {x.dtype}: it must be floating-point [m, *event], with [m, 1]"
@@ -253,6 +261,7 @@ class _Run:
     network: str
     solvers: Mapping[str, str | Solver]
     grids: Mapping[str, GridSpec]
+    store: Store
 
     def cells(self, solvers: Sequence[str], grids: Sequence[str], nfe: Sequence[int]) -> list[Cell]:
         """The cells to measure, cheapest first; one that has no plan carries a note."""
@@ -271,32 +280,39 @@ class _Run:
         solver, process = get(self.solvers[spec]), self.model.process
         try:
             table = solver.plan(process, nfe=nfe, grid=self.grids[grid])
-            plan, note = _digest(repr(table), *table.tensors), ""  # repr leaves most of a tensor out
+            plan, note = identify((table, PREDICTIONS[table.predicts])), ""
         except ValueError as error:
             plan, note = "", str(error)
-        shared = (self.network, self.ruler.digest, self._endpoint_key, plan, note, GROUPS, *METRICS)
-        key = _digest(repr((process, spec, grid, nfe, self.shape, self.seed, self.target, *shared)))
+        shared = (self.network, self.behaviour, self.ruler.digest, self._endpoint_key, plan, note, GROUPS, *METRICS)
+        key = identify((spec, grid, nfe, self.shape, self.seed, self.target, *shared))
         return Cell(
             self.target, str(process), spec, grid, nfe, self.shape[0], self.seed, solver.stochastic, note=note,
             device=str(self.model.device), versions=_versions(), network=self.network, data=self.ruler.digest,
-            plan=plan, key=key,
+            plan=plan, behaviour=self.behaviour, key=key,
         )  # fmt: skip
 
     @cached_property
     def _endpoint_key(self) -> str:
         plans = [get(name).plan(self.model.process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)]
-        return _digest(repr((self.network, self.shape, self.seed, plans)))
+        return identify((self.network, self.behaviour, self.shape, self.seed, plans))
 
-    def endpoint(self, store: Store, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """What the model gives at a few points, to tell it from another where cells are kept."""
+        if self.store.folder is None:
+            return ()
+        return self.store.settled(self.network, behaviour(self.model, self.shape[1:]))
+
+    def endpoint(self, ticker: _Ticker, *, needed: bool) -> tuple[Tensor | None, dict[str, float]]:
         """The exact ODE's end from each start (None where it diverged or is not needed) and its own error."""
         key = f"endpoint-{self._endpoint_key}"
-        found = store.load(key)
+        found = self.store.load(key)
         if not found and needed:
             checked = min(CHECKED, self.shape[0])
             ticker.total += ENDPOINT[1] * self.shape[0] + CHECK[1] * checked
             x = self._draw(*ENDPOINT, self.shape[0], ticker, "exact endpoint")
             found = {"x": x, "check": self._draw(*CHECK, checked, ticker, "check of the endpoint")}
-            store.save(key, found)
+            self.store.save(key, found)
         if not found or not all(bool(x.isfinite().all()) for x in found.values()):
             return None, {}
         return found["x"], _paired(found["x"][: len(found["check"])], found["check"])
@@ -359,21 +375,15 @@ def _embed(features: Features | None, x: Tensor) -> Tensor:
         return torch.cat([features(part.to(parameter)).cpu() for part in x.split(1024)])
 
 
-def _contents(of: object) -> list[str | Tensor]:
-    """What decides a network's values: weights and buffers of a module, the name of anything else."""
-    net = getattr(of, "net", of)
-    state = net.state_dict() if isinstance(net, nn.Module) else {}
-    known = [str(getattr(of, "predicts", "")), getattr(net, "__qualname__", type(net).__name__)]
-    return known + [part for item in state.items() for part in item]
-
-
-def _digest(*parts: str | Tensor) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(part if isinstance(part, str) else (part.dtype, part.shape)).encode() + b"\0")
-        if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _identity(name: str, thing: object, out: str | Path | None) -> str:
+    """Its digest; where it has none, one that no other run has, so that nothing stored is taken for it."""
+    try:
+        return identify(thing)
+    except UnidentifiedError as error:
+        if out is not None:
+            why = f"{name}: {error}: its cells in out={str(out)!r} will be computed again by each run"
+            warnings.warn(why, stacklevel=4)
+        return f"unidentified-{secrets.token_hex(8)}"
 
 
 def _versions() -> dict[str, str]:

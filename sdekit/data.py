@@ -78,7 +78,10 @@ def as_tensor(x: Tensor | np.ndarray, device: torch.device | str | None = None) 
     """
     if not isinstance(x, np.ndarray):
         return x
-    return torch.as_tensor(x, device=device, dtype=torch.get_default_dtype() if x.dtype.kind == "f" else None)
+    whole = np.array(
+        x, order="C"
+    )  # a copy: torch takes neither negative strides nor, without a warning, read-only ones
+    return torch.as_tensor(whole, device=device, dtype=torch.get_default_dtype() if x.dtype.kind == "f" else None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written whole or not at all, read with an error that names the file."""
+"""Files written whole or not at all, and tensors in safetensors files, read with an error that names the file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 
+def write_whole(path: str | os.PathLike[str], contents: bytes) -> None:
+    """Write the file, whole or not at all: what was there is lost only once the new one stands."""
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    temporary.write_bytes(contents)
+    os.replace(temporary, path)
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write the tensors and the header to a .safetensors file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     contents = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    temporary.write_bytes(save(contents, metadata=dict(header)))
-    os.replace(temporary, path)
+    write_whole(path, save(contents, metadata=dict(header)))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,9 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from sdekit.files import write_whole
+from sdekit.identity import Behaviour, alike
 
 PREVIEW = 256  # samples of each cell that are kept for pictures
 
@@ -24,7 +28,9 @@ class Cell:
         floor: the value of each metric that means no more can be seen; see ``Comparison.floor``.
         seconds: wall time of sampling alone.
         note: why there are no metrics; empty where there are.
-        network, data, plan: digests of the network's weights, the real data with the feature map, and the table.
+        network, data, plan: digests of all that decides the model's values, of the real data with the feature map,
+            and of the table. "unidentified-…" where there is none: the cell is in no other run.
+        behaviour: what the model gave at a few fixed points; see ``identity.behaviour``.
         key: digest of all that decides the metrics; cells of equal key are computed once.
 
     >>> cell = Cell("digits", "VP()", "ddim", "logsnr", 5, 64, 0)
@@ -49,6 +55,7 @@ class Cell:
     network: str = ""
     data: str = ""
     plan: str = ""
+    behaviour: Behaviour = ()
     key: str = ""
     jackknife: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
@@ -60,9 +67,10 @@ class Cell:
     def from_json(cls, line: str) -> Cell | None:
         """The cell of that line; None for a line that is cut off or of another kind."""
         try:
-            record = json.loads(line)
-            return cls(**record) if isinstance(record, dict) else None
-        except (json.JSONDecodeError, TypeError):
+            record: Any = json.loads(line)
+            known: dict[str, Any] = {**record, "behaviour": tuple(record.get("behaviour", ()))}
+            return cls(**known) if record else None
+        except (json.JSONDecodeError, TypeError, AttributeError):
             return None
 
 
@@ -74,18 +82,24 @@ class Store:
         self.cells: dict[str, Cell] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         if folder is not None:
-            (folder / "tensors").mkdir(parents=True, exist_ok=True)
             self._read(folder / "results.jsonl")
 
     def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        found = (Cell.from_json(line) for line in text.splitlines())
+        contents = path.read_bytes() if path.exists() else b""
+        whole = [line for line in contents.split(b"\n") if _is_json(line)]
+        if (kept := b"".join(line + b"\n" for line in whole)) != contents:
+            write_whole(path, kept)  # without a line cut off by a kill, on which other readers would stop
+        found = (Cell.from_json(line.decode()) for line in whole)
         self.cells.update({cell.key: cell for cell in found if cell is not None})
-        if text and not text.endswith("\n"):
-            self._append("")  # a line cut off by a kill: the next record starts on its own line
+
+    def settled(self, network: str, found: Behaviour) -> Behaviour:
+        """``found`` as the cells of that network have it, where one has it but for rounding."""
+        known = (cell.behaviour for cell in self.cells.values() if cell.network == network)
+        return next((one for one in known if alike(one, found)), found)
 
     def _append(self, line: str) -> None:
         if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
@@ -99,6 +113,7 @@ class Store:
         self.tensors[key] = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if self.folder is not None:
             part = self.folder / "tensors" / f"{key}.part"
+            part.parent.mkdir(parents=True, exist_ok=True)
             save_file(self.tensors[key], part)
             part.replace(part.with_suffix(".safetensors"))  # so that a killed run leaves no half file
 
@@ -108,3 +123,11 @@ class Store:
             path = self.folder / "tensors" / f"{key}.safetensors"
             self.tensors[key] = load_file(path) if path.exists() else {}
         return self.tensors.get(key, {})
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

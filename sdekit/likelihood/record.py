@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.data import Quantization
+from sdekit.files import write_whole
+from sdekit.identity import Behaviour, UnidentifiedError, alike, behaviour, identify
 from sdekit.likelihood.density import log_prob
 from sdekit.sampling import Model
 from sdekit.solvers.registry import check_count
@@ -37,7 +41,8 @@ def measure(
     Args:
         arguments: those of ``log_prob``, as JSON values.
 
-    Raises ValueError where ``out`` holds batches of other arguments or data of another length.
+    Raises ValueError where ``out`` holds batches of another model, other data or other arguments. A model that holds
+    what cannot be read, such as a generator or a lock (``identity``), is warned of: its run cannot be gone on from.
 
     >>> import tempfile
     >>> from sdekit import VP, targets
@@ -51,9 +56,9 @@ def measure(
     """
     check_count("batch_size", batch_size, 1, "it is how many samples are solved at once")
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     about = {"samples": len(x), "batch_size": batch_size, "quantization": vars(quantization).copy(), **arguments}
-    lines = _finished(folder / "batches.jsonl", about)
+    about |= {"model": _identity(model, out), "data": identify(x)}
+    lines = _finished(folder, about, behaviour(model, x.shape[1:]))
     with (folder / "batches.jsonl").open("a") as file:
         for first in range(len(lines) * batch_size, len(x), batch_size):
             found = log_prob(model, x[first : first + batch_size], quantization=quantization, first=first, **arguments)
@@ -79,19 +84,39 @@ def _numbers(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _finished(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+def _identity(model: Model, out: str | os.PathLike[str]) -> str:
+    """The model's digest; where it has none, one that no other run has."""
+    try:
+        return identify(model)
+    except UnidentifiedError as error:
+        warnings.warn(f"model: {error}: a stopped run in out={os.fspath(out)!r} cannot be gone on from", stacklevel=3)
+        return f"unidentified-{secrets.token_hex(8)}"
+
+
+def _finished(folder: Path, about: dict[str, Any], found: Behaviour) -> list[dict[str, Any]]:
     """The batches of an earlier run; the file's first line says of what run. A line cut short by a kill is dropped."""
-    whole: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if text.endswith("\n"):
-            whole.append(json.loads(text))
-    if whole and whole[0] != json.loads(json.dumps(about)):
-        raise ValueError(
-            f"out={str(path.parent)!r} holds a run with other arguments: {whole[0]}; choose another folder"
-        )
-    kept = whole or [about]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "batches.jsonl"
+    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole: list[dict[str, Any]] = [json.loads(text) for text in texts if text.endswith("\n")]
+    if whole:
+        _check_same(folder, whole[0], about, found)
+    kept = whole or [{**about, "behaviour": found}]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept[1:]
+
+
+def _check_same(folder: Path, stored: dict[str, Any], about: dict[str, Any], found: Behaviour) -> None:
+    asked = json.loads(json.dumps(about))
+    others = {name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name)} - {"behaviour"}
+    if not alike(tuple(stored.get("behaviour", ())), found):
+        others.add("model")
+    if others:
+        named = [{"model": "another model", "data": "other data"}[name] for name in ("model", "data") if name in others]
+        if others - {"model", "data"}:
+            shown = {name: value for name, value in stored.items() if name not in ("model", "data", "behaviour")}
+            named.append(f"other arguments: {shown}")
+        raise ValueError(f"out={str(folder)!r} holds a run with {' and '.join(named)}; choose another folder")
 
 
 def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from sdekit.training import Checkpoint, Denoising, Optimisation, batch_rows, den
 
 Net = TypeVar("Net", bound=nn.Module)
 
-TASK = Denoising(label_dropout=0.5, null_label=10)
+TASK = Denoising(predicts="v", label_dropout=0.5, null_label=10)
 PLAN = Optimisation(steps=4000, lr=2e-3)
 FEATURES_PLAN = Optimisation(steps=800, lr=3e-3, ema=0.99)
 
@@ -47,9 +47,10 @@ def train_digits(out: str | os.PathLike[str], plan: Optimisation = PLAN, progres
     data, process = digits(), VP()
     with _one_thread():
         net = _seeded(lambda: UNet(classes=data.classes), TASK.seed)
-        checkpoint = Checkpoint(out / "digits.ckpt")
         start = time.monotonic()
-        model = train_denoiser(net, process, data.train, data.train_labels, TASK, plan, checkpoint, progress)
+        model = train_denoiser(
+            net, process, data.train, data.train_labels, TASK, plan, Checkpoint(out / "digits.ckpt"), progress
+        )
         seconds = time.monotonic() - start
         losses = {"train_loss": _risk(model, data.train), "held_out_loss": _risk(model, data.held_out)}
         record = {
@@ -64,7 +65,7 @@ def train_digits(out: str | os.PathLike[str], plan: Optimisation = PLAN, progres
         record["features"] = train_digits_features(out / "digits-features.safetensors", data)
     record["parameters"] = sum(parameter.numel() for parameter in net.parameters())
     (out / "digits.json").write_text(json.dumps(record, indent=2) + "\n")
-    checkpoint.path.unlink(missing_ok=True)
+    (out / "digits.ckpt").unlink(missing_ok=True)
     return record
 
 

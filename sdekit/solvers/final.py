@@ -118,7 +118,7 @@ def reuse(process: Process, plan: Plan, points: int) -> Row:
         history=tuple(x0.F.get(number, 0.0) for number in range(count - 1, oldest - 1, -1)),
         noise=tuple(Draw(c, start, stop) for (start, stop), c in x0.z.items()),
         evaluate=False,
-        shift=x0.shift if isinstance(x0.shift, float) is False or x0.shift else None,
+        shift=x0.shift if isinstance(x0.shift, Tensor) or x0.shift else None,
     )
 
 
@@ -142,7 +142,7 @@ def _eps(process: Process, plan: Plan, made: _Made) -> _Sum:
     c_x, c_F = convert(plan.predicts, "eps", process, made.place.t)  # noqa: N806
     own = _Sum(F={made.number: c_F})
     factor: Coefficient = c_x if made.linear is None else c_x + c_F * made.linear
-    if isinstance(factor, float) and factor == 0:
+    if isinstance(factor, float) and abs(factor) == 0:
         return own
     return own.plus(_state(plan, made.row), factor)
 

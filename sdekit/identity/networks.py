@@ -1,0 +1,48 @@
+"""What networks and models consist of."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from torch import nn
+
+from sdekit.identity.parts import Parts, layout, reduced, register, state
+from sdekit.model import ScoreModel
+from sdekit.prediction import PREDICTIONS
+
+
+def bare(thing: Any) -> object:
+    """What torch.compile was given: compiled, it computes the same."""
+    while True:
+        if isinstance(thing, types.FunctionType) and "_torchdynamo_orig_callable" in vars(thing):
+            thing = vars(thing)["_torchdynamo_orig_callable"]
+        elif isinstance(thing, nn.Module) and isinstance(
+            inner := vars(thing).get("_modules", {}).get("_orig_mod"), nn.Module
+        ):
+            thing = inner
+        else:
+            return thing
+
+
+@register(nn.Module)
+def _network(thing: nn.Module) -> Parts:
+    own = state(thing)
+    if layout(type(thing))[2]:
+        return reduced(thing)
+    for name in [name for name in own if "_hooks" in name or name == "_compiled_call_impl"]:
+        value = own.pop(name)
+        if name.endswith("_hooks") and "state_dict" not in name and isinstance(value, dict) and value:
+            own[name] = _hooks(thing, name, value)
+    return [("", type(thing)), *sorted(own.items())]
+
+
+def _hooks(network: nn.Module, name: str, hooks: dict[int, Any]) -> list[object]:
+    """Each hook with how it is called. The keys count the hooks of the process: they say nothing."""
+    ways = [getattr(network, f"{name}_{way}", {}) for way in ("with_kwargs", "always_called")]
+    return [(hook, *(key in way for way in ways)) for key, hook in hooks.items()]
+
+
+@register(ScoreModel)
+def _score_model(thing: ScoreModel) -> Parts:
+    return [("", type(thing)), ("", PREDICTIONS.get(thing.predicts)), *sorted(state(thing).items())]
