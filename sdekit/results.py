@@ -64,8 +64,10 @@ class Cell:
         """The cell of that line; None for a line that is cut off or of another kind."""
         try:
             record = json.loads(line)
-            known = {**record, "behaviour": tuple(record.get("behaviour", ()))} if isinstance(record, dict) else None
-            return cls(**known) if known else None
+            if not isinstance(record, dict):
+                return None
+            record["behaviour"] = tuple(record.get("behaviour", ()))  # lines of older versions have none
+            return cls(**record)
         except (json.JSONDecodeError, TypeError):
             return None
 

@@ -30,11 +30,14 @@ def _network(thing: nn.Module) -> Parts:
     own = state(thing)
     if layout(type(thing))[2]:
         return reduced(thing)
-    for name in [name for name in own if "_hooks" in name or name == "_compiled_call_impl"]:
+    for name in [name for name in own if "_hooks" in name or name in _OF_COMPILING]:
         value = own.pop(name)
         if name.endswith("_hooks") and "state_dict" not in name and isinstance(value, dict) and value:
             own[name] = _hooks(thing, name, value)
     return [("", type(thing)), *sorted(own.items())]
+
+
+_OF_COMPILING = frozenset({"_compiled_call_impl", "_is_torch_compile"})
 
 
 def _hooks(network: nn.Module, name: str, hooks: dict[int, Any]) -> list[object]:

@@ -24,7 +24,7 @@ def identify(thing: object) -> str:
     sdekit.identity.parts.UnidentifiedError: values is a list_iterator, whose state cannot be read
     """
     try:
-        return _Walk()(thing).hex()[:16]
+        return hashlib.sha256(_Walk()(thing)).hexdigest()[:16]
     except RecursionError:
         raise UnidentifiedError(f"a {type(thing).__name__} nested too deeply") from None
 
