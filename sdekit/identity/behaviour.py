@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sdekit.grid import Grid
 from sdekit.identity.networks import bare
-from sdekit.identity.parts import PLAIN, UnidentifiedError, parts
-from sdekit.identity.walk import key_of
+from sdekit.identity.parts import PLAIN, UnidentifiedError
+from sdekit.identity.walk import key_of, parts_of
 from sdekit.model import ScoreModel
 from sdekit.noise import normal
 from sdekit.sampling import Model
@@ -88,7 +88,7 @@ def _reachable(thing: object) -> list[Any]:
     found, queue = {key_of(thing): thing}, [thing]
     for one in queue:
         with suppress(UnidentifiedError):
-            new = [part for _, part in parts(bare(one)) if not _is_plain(part) and key_of(part) not in found]
+            new = [part for _, part in parts_of(bare(one)) if not _is_plain(part) and key_of(part) not in found]
             found.update((key_of(part), part) for part in new)  # kept, so that no other thing gets its id
             queue += new
     return queue
