@@ -4,9 +4,9 @@ The noise is the same for every cell: sample i of each solver starts at the same
 compare a deterministic solver with the accurate end of the probability-flow ODE from that state, the others compare the
 set with real data. Both ends are denoised at t_min alike, so that no cell wins by where it stops.
 
-Each finished cell is one line of ``results.jsonl`` at once; a run with the same ``out`` computes only the rest. A cell
-is taken from there only where all that decides it is the same: the model's code, weights and attributes, whatever wraps
-it (``identity``), and what it gives at a few fixed points; the data and the feature map; the solver's table.
+Each finished cell is one line of ``results.jsonl`` at once; a run with the same ``out`` computes only the rest. A
+cell is taken from there only where all that decides it is the same: the model's code, weights, attributes and wrappers
+(``identity``), and what it gives at a few fixed points; the data and the feature map; the solver's table.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class _Run:
 
     @cached_property
     def behaviour(self) -> Behaviour:
-        """What the model gives at a few points, to tell it from another where cells are kept."""
+        """What the model gives at a few points: it tells models apart that ``network`` does not."""
         if self.store.folder is None:
             return ()
         return self.store.settled(self.network, behaviour(self.model, self.shape[1:]))

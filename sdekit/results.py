@@ -82,6 +82,7 @@ class Store:
         self.cells: dict[str, Cell] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         if folder is not None:
+            (folder / "tensors").mkdir(parents=True, exist_ok=True)  # where that fails, before anything is computed
             self._read(folder / "results.jsonl")
 
     def _read(self, path: Path) -> None:
@@ -99,7 +100,6 @@ class Store:
 
     def _append(self, line: str) -> None:
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
@@ -113,7 +113,6 @@ class Store:
         self.tensors[key] = {name: tensor.contiguous() for name, tensor in tensors.items()}
         if self.folder is not None:
             part = self.folder / "tensors" / f"{key}.part"
-            part.parent.mkdir(parents=True, exist_ok=True)
             save_file(self.tensors[key], part)
             part.replace(part.with_suffix(".safetensors"))  # so that a killed run leaves no half file
 

@@ -138,12 +138,13 @@ def _methods(thing: type) -> dict[str, object]:
     return {name: value for name, value in vars(thing).items() if isinstance(value, kinds)}
 
 
-# of a class: where it was written, what is said about it, and what Python derives from the rest
+# of a class: where it was written, what is said about it, and what Python and torch derive from the rest
 _NO_CODE = frozenset(
     {
         "__module__", "__doc__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__",
         "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl",
         "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__parameters__", "__orig_bases__",
+        "_backward_cls",
     }
 )  # fmt: skip
 

@@ -12,17 +12,15 @@ from sdekit.model import ScoreModel
 from sdekit.prediction import PREDICTIONS
 
 
-def bare(thing: Any) -> object:
+def bare(thing: object) -> object:
     """What torch.compile was given: compiled, it computes the same."""
-    while True:
-        if isinstance(thing, types.FunctionType) and "_torchdynamo_orig_callable" in vars(thing):
-            thing = vars(thing)["_torchdynamo_orig_callable"]
-        elif isinstance(thing, nn.Module) and isinstance(
-            inner := vars(thing).get("_modules", {}).get("_orig_mod"), nn.Module
-        ):
-            thing = inner
-        else:
-            return thing
+    inner: Any = thing
+    if isinstance(thing, types.FunctionType):
+        inner = vars(thing).get("_torchdynamo_orig_callable", thing)
+    elif isinstance(thing, nn.Module):
+        modules = vars(thing).get("_modules")
+        inner = modules.get("_orig_mod", thing) if isinstance(modules, dict) else thing
+    return thing if inner is thing else bare(inner)
 
 
 @register(nn.Module)
@@ -30,11 +28,14 @@ def _network(thing: nn.Module) -> Parts:
     own = state(thing)
     if layout(type(thing))[2]:
         return reduced(thing)
-    for name in [name for name in own if "_hooks" in name or name == "_compiled_call_impl"]:
+    for name in [name for name in own if "_hooks" in name or name in _OF_COMPILING]:
         value = own.pop(name)
         if name.endswith("_hooks") and "state_dict" not in name and isinstance(value, dict) and value:
             own[name] = _hooks(thing, name, value)
     return [("", type(thing)), *sorted(own.items())]
+
+
+_OF_COMPILING = frozenset({"_compiled_call_impl", "_is_torch_compile"})
 
 
 def _hooks(network: nn.Module, name: str, hooks: dict[int, Any]) -> list[object]:

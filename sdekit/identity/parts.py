@@ -119,8 +119,9 @@ def _mapping(thing: Any) -> Parts:
 
 @register(Tensor)
 def _tensor(thing: Tensor) -> Parts:
-    values = thing.detach().cpu()
-    if type(values) is not Tensor or values.layout != torch.strided or values.is_quantized or values.is_meta:
+    hidden = thing.is_meta or thing.is_quantized or thing.layout != torch.strided
+    values = thing.detach() if hidden else thing.detach().cpu()
+    if hidden or type(values) is not Tensor:
         raise UnidentifiedError(f"a {type(thing).__name__} of {thing.layout} on {thing.device}")
     plain = values.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return [(f"{values.dtype} {list(values.shape)}", plain.numpy().tobytes())]

@@ -24,7 +24,7 @@ def identify(thing: object) -> str:
     sdekit.identity.parts.UnidentifiedError: values is a list_iterator, whose state cannot be read
     """
     try:
-        return _Walk()(thing).hex()[:16]
+        return hashlib.sha256(_Walk()(thing)).hexdigest()[:16]
     except RecursionError:
         raise UnidentifiedError(f"a {type(thing).__name__} nested too deeply") from None
 
@@ -52,7 +52,7 @@ class _Walk:
     def _of_parts(self, thing: object) -> bytes:
         if isinstance(thing, bytes):
             return hashlib.sha256(thing).digest()
-        found = [self._part(label, part) for label, part in parts(thing)]
+        found = [self._part(label, part) for label, part in parts_of(thing)]
         whole = hashlib.sha256(repr(type(thing).__name__).encode())
         for part in sorted(found) if isinstance(thing, (set, frozenset)) else found:
             whole.update(part)
@@ -70,3 +70,13 @@ class _Walk:
 def key_of(thing: object) -> object:
     """What tells a thing from others while it lives."""
     return thing if isinstance(thing, Attributes) else id(thing)
+
+
+def parts_of(thing: object) -> list[tuple[str, object]]:
+    """``parts``; what fails to be taken apart, whatever its classes do, is not identified."""
+    try:
+        return list(parts(thing))
+    except (UnidentifiedError, RecursionError):
+        raise
+    except Exception as error:
+        raise UnidentifiedError(f"a {type(thing).__name__}") from error
