@@ -31,10 +31,13 @@ import sdekit as sk
 
 NFE = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50)
 SOLVERS = (
-    "ddim", "dpmpp-2m", "dpmpp-3m-corrected", "dpm-solver-2m", "dpm-solver-3", "deis-3", "unipc-2",
-    "unipc-3(variant='bh1')", "unipc-3", "ipndm", "ipndm-2", "ipndm-3",
+    "ddim", "dpmpp-2m", "dpmpp-3m-corrected", "dpm-solver-2m", "deis-2", "deis-3", "deis-4", "unipc-2", "unipc-3",
+    "unipc-3(variant='bh1')", "ipndm-2", "ipndm-3", "ipndm-4", "ipndm", "er-sde-2(scale='ode')",
 )  # fmt: skip
-GRIDS = ("time", "vp-time", "vp-time(power=3)", "vp-time(power=4, blend=0.4)", "logsnr", "karras")
+GRIDS = (
+    "time", "vp-time(power=1.5)", "vp-time", "vp-time(power=2.5)", "vp-time(power=3)", "vp-time(power=4, blend=0.4)",
+    "logsnr",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Cell:
         return low, high
 
 
-def measure(one: Problem, solver: str, grid: str, nfe: int, starts: int = 64, final: str = "denoise") -> Tensor:
+def measure(one: Problem, solver: str, grid: str, nfe: int, starts: int = 64, final: str = "auto") -> Tensor:
     """The RMS error of each of the first ``starts`` starts against the problem's truth [starts].
 
     ``solver`` is a name with options, or a name of ``peers.PEERS``. Raises ValueError where there is no such plan.
@@ -199,7 +202,7 @@ def main() -> None:
     parser.add_argument("--grids", default=";".join(GRIDS), help="separated by ;")
     parser.add_argument("--nfe", default=",".join(map(str, NFE)))
     parser.add_argument("--starts", type=int, default=64)
-    parser.add_argument("--final", default="denoise")
+    parser.add_argument("--final", default="auto")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--cells", type=Path, default=FOLDER / "cells.jsonl")
     options = parser.parse_args()

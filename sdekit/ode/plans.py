@@ -107,7 +107,7 @@ def plan_between(
         raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
     count = steps if isinstance(grid, str) else len(grid) - 1
     check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
-    rule = get(solver).at(count or 1)
+    rule = get(solver).at(count or 1, grid)
     return _between(rule, process, t0, t1, count or 1, *identified(rule.grid if grid == "auto" else grid))
 
 

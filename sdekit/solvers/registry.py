@@ -36,7 +36,7 @@ class Solver:
         grid: the grid that it runs on where none is asked for.
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
-        choose: the solver that runs in this one's place, for a number of evaluations; see ``at``.
+        choose: the solver that runs in this one's place, ``choose(evaluations, own_grid)``; see ``at``.
         process: the one process it is for, where it was fitted to a model; None for every process.
     """
 
@@ -51,16 +51,18 @@ class Solver:
     grid: str = "logsnr"
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
-    choose: Callable[[int], Solver] | None = field(default=None, repr=False)
+    choose: Callable[[int, bool], Solver] | None = field(default=None, repr=False)
     process: Process | None = None
 
-    def at(self, evaluations: int) -> Solver:
+    def at(self, evaluations: int, grid: GridSpec = "auto") -> Solver:
         """The solver that runs with that many evaluations: itself, unless it is a choice of others, as ``auto`` is.
+
+        Where ``grid`` is not ``"auto"`` the choice is one for a grid that is given.
 
         >>> get("ddim").at(10).name
         'ddim'
         """
-        return self.choose(evaluations) if self.choose else self
+        return self.choose(evaluations, grid == "auto") if self.choose else self
 
     @property
     def available(self) -> dict[str, Option]:
@@ -120,7 +122,7 @@ class Solver:
         final = resolve(final, process, nfe, steps, grid)
         last = int(final == "denoise")
         budget = self._budget(nfe, steps, grid, last)
-        rule = self.at(sum(budget))
+        rule = self.at(sum(budget), grid)
         knots = Grid.make(process, rule.grid if grid == "auto" else grid, budget)
         rows = list(rule.rows(knots, **dict(rule.options)))
         if last:
@@ -200,7 +202,7 @@ def register(
     split: Split | None = None,
     invariant: bool = True,
     vary: Vary | None = None,
-    choose: Callable[[int], Solver] | None = None,
+    choose: Callable[[int, bool], Solver] | None = None,
 ) -> Callable[[Rows], Rows]:
     """Register ``rows(grid, **options)`` under ``name``; see ``Solver``.
 
