@@ -25,13 +25,16 @@ class Solver:
     """A solver: ``rows(grid, **options)`` yields its table.
 
     Attributes:
-        order: the global order that a test measures; for a stochastic solver the weak order on Gaussian data.
+        order: the global order that it has on every grid, as a test measures it on equal and on uneven steps; for a
+            stochastic solver the weak order on Gaussian data.
         predicts: the prediction its rows are written for.
         evaluations: network evaluations of one full step.
         reference: paper and equation.
         split: evaluations of each step for a budget; by default full steps and one step for the rest.
         invariant: whether x/α depends on the knots' λ alone, so that every process gives the same samples. A method
             that steps in t, or in a table's β, is not.
+        pathwise: for a stochastic solver, whether runs on one Brownian path come to one limit as the steps are refined,
+            with strong order 1 at least. A method that draws as much noise in a short step as in a long one does not.
         grid: the grid that it runs on where none is asked for.
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
@@ -47,6 +50,7 @@ class Solver:
     reference: str
     split: Split = field(repr=False)
     invariant: bool = True
+    pathwise: bool = True
     grid: str = "logsnr"
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
@@ -192,6 +196,7 @@ def register(
     evaluations: int = 1,
     split: Split | None = None,
     invariant: bool = True,
+    pathwise: bool = True,
     vary: Vary | None = None,
     choose: Callable[[int], Solver] | None = None,
 ) -> Callable[[Rows], Rows]:
@@ -216,6 +221,7 @@ def register(
             reference,
             split_or_full,
             invariant=invariant,
+            pathwise=pathwise,
             vary=vary,
             choose=choose,
         )
