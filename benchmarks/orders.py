@@ -28,28 +28,34 @@ INTRODUCTION = """# Solvers
 Every registered solver, made by `python benchmarks/orders.py > docs/solvers.md`. The test suite measures each order
 again and fails where it differs from the stated one by 0.3 or more.
 
-**Stated** is the solver's `.order`: the global order. **Measured** is the slope of the error when the number of steps,
-uniform in λ, doubles. A deterministic solver's error is its largest distance to the exact flow map of a three-mode
-mixture in one dimension, in float64, at 128 and 256 steps. A stochastic solver's order is the weak one: its error is
-the one of mean and standard deviation on Gaussian data, both exact numbers, at 256 and 512 steps. Order 0 says that
-the error does not vanish with the step (consistency sampling on a denoiser). VP from t = 1 to t = 0.02.
+**Stated** is the solver's `.order`: the global order that it has on every grid, so the least one measured. **Equal
+steps** and **uneven steps** are the slope of the error when the number of steps doubles. Equal steps are uniform in λ
+(`grid="logsnr"`); uneven ones repeat a random pattern, in which neighbours differ up to 2.5 times however many steps
+there are, on a random smooth map. A deterministic solver's error is its largest distance to the exact flow map of a
+three-mode mixture in one dimension, in float64, at 128 and 256 steps (uneven: 192 and 384). A stochastic solver's order
+is the weak one: its error is the largest one of mean and standard deviation on two kinds of Gaussian data, exact
+numbers, at 256 and 512 steps. Order 0 says that the error does not vanish with the step (consistency sampling on a
+denoiser). VP from t = 1 to t = 0.02.
 
-**From t = 0.6** is the same slope for runs that start there. At t = 1 a prediction hardly changes with t, so a
-multistep method may start with an Euler step and not be seen to; at t = 0.6 it is seen, and caps the order: an Euler
+**From t = 0.6** is the slope on equal steps for runs that start there. At t = 1 a prediction hardly changes with t, so
+a multistep method may start with an Euler step and not be seen to; at t = 0.6 it is seen, and caps the order: an Euler
 step's error is O(h²), one step of UniPC-1 has O(h³). `start='single-step'` makes the first steps with a single-step
 method instead. A slope well off a whole number there is the change from one regime to the other.
 
 Some solvers have another order than their name or their paper says; each one's docstring says why. `dpmpp-3m` and
-`dpm-solver-3m` as released weigh the second difference by half. `ipndm-3`, `ipndm-4` and `pndm` have the coefficients
-of equal steps in σ/α, on other grids they are of order 2. `unipc-p` is of order p + 1 with its corrector, where its
-start lets it. A high order is no promise for 5 or 10 evaluations: there `sdekit compare` measures.
+`dpm-solver-3m` as released weigh the second difference by half. `ipndm`, `ipndm-2`, `ipndm-3`, `ipndm-4` and `pndm`
+have the coefficients of equal steps in σ/α: they are of order 1 where neighbouring steps differ, and of order 2 on
+smooth grids, where neighbours become equal as steps are added; most named grids are smooth. `unipc-p` is of order p + 1
+with its corrector, where its start lets it. A high order is no promise for 5 or 10 evaluations: there `sdekit compare`
+measures.
 [DPM-Solver-v3](dpm-solver-v3.md) is missing here: it is fitted to a model first.
 
 **Evaluations** are those of each step: those of the first steps, where they differ, come first.
 
 """
 
-HEADER = "| solver | stated | measured | from t = 0.6 | evaluations | source |\n|---|---|---|---|---|---|"
+HEADER = """| solver | stated | equal steps | uneven steps | from t = 0.6 | evaluations | source |
+|---|---|---|---|---|---|---|"""
 
 
 def evaluations(rule: Solver) -> str:
@@ -73,7 +79,8 @@ def declared(spec: str) -> list[str]:
 def row(spec: str) -> str:
     """One line of the table."""
     name, stated, cost, source = declared(spec)
-    measured = [f"{order:.2f}" for order in (laws.order_of(spec), laws.order_of(spec, LATE))]
+    slopes = (laws.order_of(spec), laws.order_of(spec, spacing="uneven"), laws.order_of(spec, LATE))
+    measured = [f"{order:.2f}" for order in slopes]
     return "| " + " | ".join([name, stated, *measured, cost, source]) + " |"
 
 

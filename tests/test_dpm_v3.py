@@ -212,14 +212,15 @@ ORDERS = [
 ]
 
 
+@pytest.mark.parametrize("spacing", laws.SPACINGS)
 @pytest.mark.parametrize(("options", "order"), ORDERS, ids=str)
-def test_orders(fitted, options, order):
+def test_orders(fitted, options, order, spacing):
     solver = fitted.solver(**options)
     assert solver.order == order
     # a corrector's error is small, and its leading term leads late
-    steps = (256, 512) if options["corrector"] == "full" else (128, 256)
-    measured = laws.measured_order(lambda n: laws.flow_error(solver, n), steps)
-    assert abs(measured - order) < 0.3
+    full = {"equal": (256, 512), "uneven": (512, 1024)}[spacing]
+    steps = full if options["corrector"] == "full" else None
+    assert abs(laws.order_of(solver, spacing=spacing, steps=steps) - order) < 0.3
 
 
 def test_the_lowered_last_step_caps_the_order(fitted):

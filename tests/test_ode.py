@@ -126,8 +126,9 @@ def test_a_registered_solver_converges_from_data_to_noise(name):
     def error(steps):
         return (encode(target.model(process), x, method=get(name), steps=steps) - truth).abs().max().item()
 
-    # a start-up from the data's end costs some solvers of order 3 and more a part of it
-    assert laws.measured_order(error, (40, 80)) > min(get(name).order, 2) - 0.3
+    # a start-up from the data's end costs some solvers of order 3 and more a part of it; the grid here is smooth
+    smooth = 2 if get(name).order > 1 or name in ("pndm", "ipndm", "ipndm-2", "ipndm-3", "ipndm-4") else 1
+    assert laws.measured_order(error, (40, 80)) > smooth - 0.3
 
 
 def test_a_registered_solver_from_noise_to_data_is_sample():

@@ -20,13 +20,13 @@ def test_every_solver_has_its_row():
 
 
 def test_rows_agree_with_the_registry():
-    for name, stated, _, _, *rest in ROWS:
+    for name, stated, _, _, _, *rest in ROWS:
         assert [name, stated, *rest] == orders.declared(name.strip("`")), REMAKE
 
 
 def test_measured_is_stated():
-    for name, stated, measured, *_ in ROWS:
-        assert abs(float(measured) - int(stated)) < 0.3, name
+    for name, stated, equal, uneven, *_ in ROWS:
+        assert abs(min(float(equal), float(uneven)) - int(stated)) < 0.3, name
 
 
 def test_the_text_is_the_scripts():

@@ -46,7 +46,7 @@ def choose(evaluations: int, own_grid: bool = True) -> Solver:
 
 @register(
     "auto",
-    order=2,
+    order=1,
     predicts="eps",
     choose=choose,
     reference="measured; iPNDM (Zhang & Chen 2023), UniPC (Zhao et al. 2023)",
@@ -55,8 +55,8 @@ def auto(grid: Grid) -> Iterator[Row]:
     """The solver and the grid that measured best for the number of evaluations: iPNDM, and UniPC from 19 on.
 
     Deterministic. All of its choices give the same samples under every process and every prediction, and the grid is
-    laid in λ, so the number of evaluations is all that it looks at. With ``grid=`` it is ``ipndm-2``, of order 2, which
-    is safe on every grid; on its own grid, with many steps, UniPC has order 4. ``plan`` shows the table;
-    ``sdekit.solvers.auto.choose(n)`` says which solver it is.
+    laid in λ, so the number of evaluations is all that it looks at. With ``grid=`` it is ``ipndm-2``, which is safe on
+    every grid (order 1, on smooth ones 2); on its own grid, with many steps, UniPC has order 4. ``plan`` shows the
+    table; ``sdekit.solvers.auto.choose(n)`` says which solver it is.
     """
     yield from get(SAFE).rows(grid)

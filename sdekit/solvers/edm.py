@@ -31,7 +31,12 @@ def heun_step(s: Knot, t: Knot, evaluations: int, raised: Knot | None = None, z:
 
 
 @register(
-    "edm", order=2, evaluations=2, predicts="eps", reference="Karras et al. 2022, algorithm 2 with σ(t) = t, s = 1"
+    "edm",
+    order=2,
+    evaluations=2,
+    predicts="eps",
+    pathwise=False,
+    reference="Karras et al. 2022, algorithm 2 with σ(t) = t, s = 1",
 )
 def edm(
     grid: Grid,
@@ -46,9 +51,10 @@ def edm(
     γ = min(churn/steps, √2 − 1) where s_min ≤ κ ≤ s_max, else 0; s_noise is the standard deviation of the
     added noise (other than 1 it biases the variance). κ never rises above the grid's first, so that the network is not
     asked outside its range: with s_max = ∞ the first step has no churn. The order shows once churn/steps is small.
-    The noise of a step is named by that step's λ-interval; which steps a window (s_min, s_max) takes depends on the
-    grid, so that path by path runs with a window converge with order 1/2. ImageNet-64 in the paper: churn 40,
-    s_min 0.05, s_max 50, s_noise 1.003.
+    The noise of a step is named by that step's λ-interval, but a short step gets as much of it as a long one: path by
+    path runs converge where neighbouring steps become equal, with order 1, and on uneven steps not at all. Which steps
+    a window (s_min, s_max) takes depends on the grid, so that with a window that order is 1/2. ImageNet-64 in the
+    paper: churn 40, s_min 0.05, s_max 50, s_noise 1.003.
     """
     for s, t, evaluations in grid:
         kappa = noise_ratio(s)

@@ -64,6 +64,7 @@ def _vary_pc(predictor: str, corrections: int, snr: float) -> Mapping[str, Any]:
     evaluations=2,
     predicts="score",
     invariant=False,
+    pathwise=False,
     vary=_vary_pc,
     reference=f"{_PAPER}, algorithms 2, 4 and 5",
 )

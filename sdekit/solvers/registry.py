@@ -26,13 +26,16 @@ class Solver:
     """A solver: ``rows(grid, **options)`` yields its table.
 
     Attributes:
-        order: the global order that a test measures; for a stochastic solver the weak order on Gaussian data.
+        order: the global order that it has on every grid, as a test measures it on equal and on uneven steps; for a
+            stochastic solver the weak order on Gaussian data.
         predicts: the prediction its rows are written for.
         evaluations: network evaluations of one full step.
         reference: paper and equation.
         split: evaluations of each step for a budget; by default full steps and one step for the rest.
         invariant: whether x/α depends on the knots' λ alone, so that every process gives the same samples. A method
             that steps in t, or in a table's β, is not.
+        pathwise: for a stochastic solver, whether runs on one Brownian path come to one limit as the steps are refined,
+            with strong order 1 at least. A method that draws as much noise in a short step as in a long one does not.
         grid: the grid that it runs on where none is asked for.
         options: the values chosen, where they differ from the defaults.
         vary: the attributes that depend on the options, ``vary(**every_option)``; ``get`` sets them.
@@ -48,6 +51,7 @@ class Solver:
     reference: str
     split: Split = field(repr=False)
     invariant: bool = True
+    pathwise: bool = True
     grid: str = "logsnr"
     options: tuple[tuple[str, Any], ...] = ()
     vary: Vary | None = field(default=None, repr=False)
@@ -130,7 +134,7 @@ class Solver:
             rows.append(Row(to=DATA, anchor=c_x, history=(c_F,)))
         plan = Plan(knots.knots[0], tuple(rows), rule.predicts)
         if final == "reuse":
-            plan = replace(plan, rows=(*plan.rows, reuse(process, plan, 1 if plan.intervals else max(1, rule.order))))
+            plan = replace(plan, rows=(*plan.rows, reuse(process, plan, _points(rule, plan))))
         if plan.nfe != sum(budget) + last:
             raise ValueError(
                 f"solver {self.name!r} uses {plan.nfe - last} evaluations where {sum(budget)} were planned"
@@ -150,6 +154,11 @@ class Solver:
         check_count("steps", steps, 1, "a run takes at least one step")
         # the largest budget that makes this many steps
         return next(self.split(b - 1) for b in count(steps + 1) if len(self.split(b)) > steps)
+
+
+def _points(rule: Solver, plan: Plan) -> int:
+    """How many predictions the end is extrapolated from: as many as keep the order, or one where noise is drawn."""
+    return 1 if plan.intervals else max(rule.order, min(2, plan.memory))
 
 
 @remembered(64)
@@ -201,6 +210,7 @@ def register(
     evaluations: int = 1,
     split: Split | None = None,
     invariant: bool = True,
+    pathwise: bool = True,
     vary: Vary | None = None,
     choose: Callable[[int, bool], Solver] | None = None,
 ) -> Callable[[Rows], Rows]:
@@ -230,6 +240,7 @@ def register(
             reference,
             split_or_full,
             invariant=invariant,
+            pathwise=pathwise,
             vary=vary,
             choose=choose,
         )
