@@ -63,12 +63,13 @@ def fitted():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(("values", "name"), [((0, -1, 0), "adams-eps"), ((1, 0, 0), "adams-x0")])
+@pytest.mark.parametrize(("below", "lower_order_final"), [("0", False), ("inf", True)])
 @over_processes
-def test_special_cases_are_adams_methods(process, values, name, order):
+def test_special_cases_are_adams_methods(process, below, lower_order_final, values, name, order):
     """Zheng et al. 2023, appendix A.2: noise prediction is (l, s, b) = (0, −1, 0), data prediction (1, 0, 0)."""
     model, start = laws._mixture().model(process), process.prior_std * torch.linspace(-2, 2, 9).double()[:, None]
-    solver = constant(process, *values).solver(order=order, corrector="none", lower_order_final=False)
-    adams = f"{name}(order={order}, start='lower-order')"
+    solver = constant(process, *values).solver(order=order, corrector="none", lower_order_final=lower_order_final)
+    adams = f"{name}(order={order}, start='lower-order', lower_order_below={below})"
     ours, theirs = (sk.sample(model, (9, 1), solver=one, steps=8, start=start).x for one in (solver, adams))
     assert torch.allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 

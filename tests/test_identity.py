@@ -302,7 +302,7 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
         "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__(); self.own = Own()\n"
         "        self.register_forward_hook(lambda *a: None)\n"
         "    def forward(self, x, t): return self.own.run(x) if torch.is_grad_enabled() else digits_model\n"
-        "class Bare(sk.Process): pass\n"
+        "class Bare(sk.Flow): pass\n"
         "things = [Net(), Own(thing=object()), Bare(), digits_model(), frozenset('xyz'), sk.DiscreteVP.linear(99)]\n"
         "print(identify(things))\n"
     )

@@ -30,6 +30,13 @@ def agree(ours, theirs):
 
 
 over_processes = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+over_forms = pytest.mark.parametrize(("below", "lower_order_final"), [("0", False), ("inf", True)])
+
+
+def released_orders(order, steps, lower_order_final):
+    """The orders of the multistep loop of DPM-Solver's and UniPC's released code: a start, then the rest to the end."""
+    start = list(range(1, order))
+    return start + [min(order, steps + 1 - step) if lower_order_final else order for step in range(order, steps + 1)]
 
 
 @over_processes
@@ -103,20 +110,21 @@ def test_dpm_solver_3(process):
     agree(ours("dpm-solver-3", process, steps=STEPS), x)
 
 
+@over_forms
 @over_processes
-def test_dpmpp_2m(process):
-    """Lu et al. 2022 (DPM-Solver++), algorithm 2."""
+def test_dpmpp_2m(process, below, lower_order_final):
+    """Lu et al. 2022 (DPM-Solver++), algorithm 2; the released code makes the last step with order 1."""
     model, knots, x = setup(process)
     previous = None
     for i, (s, t) in enumerate(zip(knots, knots[1:])):
         h = t.half_log_snr - s.half_log_snr
         d = now = model.x0(x, s.t)
-        if i > 0:
+        if i > 0 and not (lower_order_final and i == STEPS - 1):
             r = (s.half_log_snr - knots[i - 1].half_log_snr) / h
             d = (1 + 1 / (2 * r)) * now - 1 / (2 * r) * previous
         x = t.sigma / s.sigma * x - t.alpha * (math.exp(-h) - 1) * d
         previous = now
-    agree(ours("dpmpp-2m", process, steps=STEPS), x)
+    agree(ours(f"dpmpp-2m(lower_order_below={below})", process, steps=STEPS), x)
 
 
 def unipc_step(order, bh, hs, x, s, t, d_s, past, d_t=None):
@@ -140,12 +148,15 @@ def unipc_step(order, bh, hs, x, s, t, d_s, past, d_t=None):
 
 @pytest.mark.parametrize("bh", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_forms
 @over_processes
-def test_unipc(process, order, bh):
+def test_unipc(process, below, lower_order_final, order, bh):
+    """Zhao et al. 2023, algorithms 1 and 2 as released: ``lower_order_final`` is what its ``sample`` runs with."""
     model, knots, x = setup(process)
     past, d_s = [], model.x0(x, knots[0].t)
+    orders = released_orders(order, STEPS, lower_order_final)
     for i, (s, t) in enumerate(zip(knots, knots[1:])):
-        known = past[: min(i, order - 1)]
+        known = past[: orders[i] - 1]
         predicted = unipc_step(order, bh, None, x, s, t, d_s, known)
         if i == STEPS - 1:
             x = predicted
@@ -153,7 +164,8 @@ def test_unipc(process, order, bh):
         d_t = model.x0(predicted, t.t)
         x = unipc_step(order, bh, None, x, s, t, d_s, known, d_t)
         past, d_s = [(s.half_log_snr, d_s), *past], d_t
-    agree(ours(f"unipc-{order}(variant={bh!r})", process, steps=STEPS), x)
+    spec = f"unipc-{order}(variant={bh!r}" + f", lower_order_below={below}" * (order > 1) + ")"
+    agree(ours(spec, process, steps=STEPS), x)
 
 
 def recorded_noise(seed, steps):
@@ -205,17 +217,18 @@ def test_euler_maruyama(process):
     agree(ours("euler-maruyama", process, steps=STEPS, seed=5), x)
 
 
+@over_forms
 @over_processes
-def test_dpmpp_2m_sde(process):
-    """Lu et al. 2022 (DPM-Solver++), SDE-DPM-Solver++(2M)."""
+def test_dpmpp_2m_sde(process, below, lower_order_final):
+    """Lu et al. 2022 (DPM-Solver++), SDE-DPM-Solver++(2M), with the last step of order 1 or without."""
     model, knots, x = setup(process)
     previous = None
     for i, ((s, t), z) in enumerate(zip(zip(knots, knots[1:]), recorded_noise(5, STEPS))):
         h, now = t.half_log_snr - s.half_log_snr, model.x0(x, s.t)
         grow = t.alpha * (1 - math.exp(-2 * h))
         x = t.sigma / s.sigma * math.exp(-h) * x + grow * now + t.sigma * math.sqrt(1 - math.exp(-2 * h)) * z
-        if i > 0:
+        if i > 0 and not (lower_order_final and i == STEPS - 1):
             r = (s.half_log_snr - knots[i - 1].half_log_snr) / h
             x = x + grow / 2 * (now - previous) / r
         previous = now
-    agree(ours("dpmpp-2m-sde", process, steps=STEPS, seed=5), x)
+    agree(ours(f"dpmpp-2m-sde(lower_order_below={below})", process, steps=STEPS, seed=5), x)

@@ -18,6 +18,13 @@ START = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
 STEPS = 7
 
 over_processes = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+over_forms = pytest.mark.parametrize(("below", "lower_order_final"), [("0", False), ("inf", True)])
+
+
+def released_orders(order, steps, lower_order_final):
+    """The orders of the multistep loop of DPM-Solver's and UniPC's released code: a start, then the rest to the end."""
+    start = list(range(1, order))
+    return start + [min(order, steps + 1 - step) if lower_order_final else order for step in range(order, steps + 1)]
 
 
 class Run:
@@ -49,57 +56,61 @@ def integral(function, a, b):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_forms
 @over_processes
-def test_deis(process, order):
+def test_deis(process, below, lower_order_final, order):
     """Zhang & Chen 2023, tAB-DEIS's C_ij: ∫ ½ Ψ(t', τ) g²(τ)/σ(τ) Π (τ − t_k)/(t_j − t_k) dτ."""
     run = Run(process)
     x, past = run.start, []
-    for s, t in pairwise(run.knots):
+    for (s, t), now in zip(pairwise(run.knots), released_orders(order, STEPS, lower_order_final)):
         past = [(s.t, run.model.eps(x, s.t)), *past][:order]
-        nodes = [time for time, _ in past]
+        used = past[:now]
+        nodes = [time for time, _ in used]
         x = t.alpha / s.alpha * x
-        for j, (_, eps) in enumerate(past):
+        for j, (_, eps) in enumerate(used):
 
             def integrand(tau, j=j, nodes=nodes, t=t):
                 gain = t.alpha / process.alpha(tau) * process.diffusion(tau) ** 2 / process.sigma(tau) / 2
                 return gain * lagrange(nodes, j, tau)
 
             x = x + integral(integrand, s.t, t.t) * eps
-    run.check(f"deis-{order}", x)
+    run.check(f"deis-{order}" + f"(lower_order_below={below})" * (order > 1), x)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_forms
 @over_processes
-def test_lms(process, order):
+def test_lms(process, below, lower_order_final, order):
     """k-diffusion's linear multistep method: d = (y − D)/σ, Lagrange polynomials in σ, for y = x/α and σ/α."""
     run = Run(process)
     y, past = run.start / run.knots[0].alpha, []
-    for s, t in pairwise(run.knots):
+    for (s, t), now in zip(pairwise(run.knots), released_orders(order, STEPS, lower_order_final)):
         sigma, sigma_next = s.sigma / s.alpha, t.sigma / t.alpha
         past = [(sigma, (y - run.model.x0(s.alpha * y, s.t)) / sigma), *past][:order]
-        nodes = [node for node, _ in past]
-        for j, (_, d) in enumerate(past):
+        nodes = [node for node, _ in past[:now]]
+        for j, (_, d) in enumerate(past[:now]):
             y = y + integral(lambda v, j=j, nodes=nodes: lagrange(nodes, j, v), sigma, sigma_next) * d
-    run.check(f"lms(order={order})", run.knots[-1].alpha * y)
+    run.check(f"lms(order={order}, lower_order_below={below})", run.knots[-1].alpha * y)
 
 
 @pytest.mark.parametrize("name", ["ipndm-v", "deis-rho-ab"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_forms
 @over_processes
-def test_adams_bashforth_of_variable_steps(process, order, name):
+def test_adams_bashforth_of_variable_steps(process, below, lower_order_final, order, name):
     """Hairer, Nørsett & Wanner 1993, section III.5: Newton's divided differences in σ/α, integrated."""
     run = Run(process)
     y, nodes, differences = run.start / run.knots[0].alpha, [], []
-    for s, t in pairwise(run.knots):
+    for (s, t), now in zip(pairwise(run.knots), released_orders(order, STEPS, lower_order_final)):
         here, there = s.sigma / s.alpha, t.sigma / t.alpha
         nodes, column = [here, *nodes], [run.model.eps(s.alpha * y, s.t)]
         for k, before in enumerate(differences[: order - 1]):  # f[n … n−k−1] from f[n … n−k] and f[n−1 … n−k−1]
             column.append((column[k] - before) / (nodes[0] - nodes[k + 1]))
         differences = column
-        for k, difference in enumerate(column):
+        for k, difference in enumerate(column[:now]):
             antiderivative = np.poly1d(np.poly([node - here for node in nodes[:k]])).integ()
             y = y + antiderivative(there - here) * difference
-    run.check(f"{name}(order={order})", run.knots[-1].alpha * y)
+    run.check(f"{name}(order={order}, lower_order_below={below})", run.knots[-1].alpha * y)
 
 
 # --- DPM-Solver and DPM-Solver++ ------------------------------------------------------------------------------------
@@ -179,18 +190,18 @@ def test_dpm_solver_fast_loses_an_order_where_its_last_step_is_of_order_1(rest, 
     assert laws.measured_order(lambda nfe: error(nfe + rest), (192, 384)) == pytest.approx(order, abs=0.3)
 
 
-def multistep(kind, run, order, factor):
+def multistep(kind, run, factor, orders):
     """The released multistep updates of second and third order; ``factor`` 1 is theirs, 2 the right one for D_2."""
     x, past = run.start, []
-    for s, t in pairwise(run.knots):
+    for (s, t), order in zip(pairwise(run.knots), orders):
         past = [(s.half_log_snr, run.model.predict(kind, x, s.t)), *past]
         h, (lam, m0) = t.half_log_snr - s.half_log_snr, past[0]
-        if len(past) == 1:
+        if order == 1:
             x = step(kind, s, t, x, m0)
             continue
         r0 = (lam - past[1][0]) / h
         d1_0 = (m0 - past[1][1]) / r0
-        if len(past) == 2 or order == 2:
+        if order == 2:
             x = step(kind, s, t, x, m0 + d1_0 / 2)
             continue
         r1 = (past[1][0] - past[2][0]) / h
@@ -205,20 +216,47 @@ def multistep(kind, run, order, factor):
     return x
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "order", "factor"),
-    [
-        ("dpm-solver-2m", "eps", 2, 1),
-        ("dpm-solver-3m", "eps", 3, 1),
-        ("dpmpp-2m", "x0", 2, 1),
-        ("dpmpp-3m", "x0", 3, 1),
-        ("dpmpp-3m-corrected", "x0", 3, 2),
-    ],
-)
+MULTISTEP = [
+    ("dpm-solver-2m", "eps", 2, 1),
+    ("dpm-solver-3m", "eps", 3, 1),
+    ("dpmpp-2m", "x0", 2, 1),
+    ("dpmpp-3m", "x0", 3, 1),
+    ("dpmpp-3m-corrected", "x0", 3, 2),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "order", "factor"), MULTISTEP)
+@over_forms
 @over_processes
-def test_multistep(process, name, kind, order, factor):
+def test_multistep(process, below, lower_order_final, name, kind, order, factor):
     run = Run(process)
-    run.check(name, multistep(kind, run, order, factor))
+    orders = released_orders(order, STEPS, lower_order_final)
+    run.check(f"{name}(lower_order_below={below})", multistep(kind, run, factor, orders))
+
+
+@pytest.mark.parametrize("steps", [3, 9, 10])
+@pytest.mark.parametrize(("name", "kind", "order", "factor"), MULTISTEP)
+def test_dpm_solvers_own_rule_is_below_10_steps(name, kind, order, factor, steps):
+    """In the released ``sample`` lower_order_final, on by default, acts on runs of fewer than 10 steps."""
+    run = Run(sk.VP(), steps)
+    run.check(f"{name}(lower_order_below=10)", multistep(kind, run, factor, released_orders(order, steps, steps < 10)))
+
+
+@pytest.mark.parametrize("euler_at_final", [False, True])
+@pytest.mark.parametrize("steps", [14, 15])
+@pytest.mark.parametrize(("name", "kind", "order", "factor"), MULTISTEP[:4])
+def test_diffusers_rule_is_below_15_steps(name, kind, order, factor, steps, euler_at_final):
+    """Its scheduler with final_sigmas_type="sigma_min": the last step is Euler's, the one before of order 2 at most."""
+    if euler_at_final and order > 2 and steps >= 15:
+        pytest.skip("3, …, 3, 1: an order that falls by two at once has no name here")
+    orders = released_orders(order, steps, lower_order_final=False)
+    if steps < 15:
+        orders[-2:] = [min(order, 2), 1]
+    if euler_at_final:
+        orders[-1] = 1
+    run = Run(sk.VP(), steps)
+    below = "inf" if euler_at_final else 15
+    run.check(f"{name}(lower_order_below={below})", multistep(kind, run, factor, orders))
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0"])
@@ -226,26 +264,29 @@ def test_multistep(process, name, kind, order, factor):
     ("order", "start"),
     [(2, "lower-order"), (3, "lower-order"), (1, "single-step"), (3, "single-step"), (5, "single-step")],
 )
+@over_forms
 @over_processes
-def test_exponential_adams(process, order, start, kind):
+def test_exponential_adams(process, below, lower_order_final, order, start, kind):
     """Lu et al. 2022, DPM-Solver proposition 3.1 and DPM-Solver++ 4.1, with the Lagrange polynomial in λ."""
     run = Run(process)
     x, past = run.start, []
+    orders = released_orders(order, STEPS, lower_order_final)
     for i, (s, t) in enumerate(pairwise(run.knots)):
         past = [(s.half_log_snr, run.model.predict(kind, x, s.t)), *past][:order]
         if start == "single-step" and i < order - 1:
             x = single(kind, run, s, t, x, min(order - 1, 3))
             continue
-        nodes = [lam for lam, _ in past]
+        used = past[: orders[i]]
+        nodes = [lam for lam, _ in used]
         x = (t.alpha / s.alpha if kind == "eps" else t.sigma / s.sigma) * x
-        for j, (_, value) in enumerate(past):
+        for j, (_, value) in enumerate(used):
             sign, scale = (-1, -t.alpha) if kind == "eps" else (1, t.sigma)
 
             def integrand(lam, j=j, nodes=nodes, sign=sign):
                 return math.exp(sign * lam) * lagrange(nodes, j, lam)
 
             x = x + scale * integral(integrand, s.half_log_snr, t.half_log_snr) * value
-    run.check(f"adams-{kind}(order={order}, start={start!r})", x)
+    run.check(f"adams-{kind}(order={order}, start={start!r}, lower_order_below={below})", x)
 
 
 # --- Classical methods and PNDM -------------------------------------------------------------------------------------
@@ -322,15 +363,16 @@ def linear_multistep(past):
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 7])
+@over_forms
 @over_processes
-def test_pndm(process, steps):
+def test_pndm(process, below, lower_order_final, steps):
     """Liu et al. 2022 (PNDM), algorithm 2: pseudo Runge–Kutta for three steps, with the middle in t."""
     run = Run(process, steps, grid="time")
     x, past = run.start, []
     for i, (s, t) in enumerate(pairwise(run.knots)):
         past = [run.model.eps(x, s.t), *past][:4]
         if i >= 3:
-            x = transfer(x, linear_multistep(past), s, t)
+            x = transfer(x, linear_multistep(past[: steps - i] if lower_order_final else past), s, t)
             continue
         middle = process.knot((s.t + t.t) / 2)
         e1 = past[0]
@@ -338,19 +380,20 @@ def test_pndm(process, steps):
         e3 = run.model.eps(transfer(x, e2, s, middle), middle.t)
         e4 = run.model.eps(transfer(x, e3, s, t), t.t)
         x = transfer(x, (e1 + 2 * e2 + 2 * e3 + e4) / 6, s, t)
-    run.check("pndm", x, nfe=4 * min(steps, 3) + max(0, steps - 3))
+    run.check(f"pndm(lower_order_below={below})", x, nfe=4 * min(steps, 3) + max(0, steps - 3))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@over_forms
 @over_processes
-def test_ipndm(process, order):
+def test_ipndm(process, below, lower_order_final, order):
     """Zhang & Chen 2023, iPNDM: PNDM whose first steps use the Adams–Bashforth formulas of lower order."""
     run = Run(process)
     x, past = run.start, []
-    for s, t in pairwise(run.knots):
+    for (s, t), now in zip(pairwise(run.knots), released_orders(order, STEPS, lower_order_final)):
         past = [run.model.eps(x, s.t), *past][:order]
-        x = transfer(x, linear_multistep(past), s, t)
-    run.check(f"ipndm-{order}", x)
+        x = transfer(x, linear_multistep(past[:now]), s, t)
+    run.check(f"ipndm-{order}" + f"(lower_order_below={below})" * (order > 1), x)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])

@@ -19,6 +19,7 @@ PROCESSES = [sk.VP(), sk.VE(sigma_max=10.0), sk.CosineVP(), sk.Flow()]
 START = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
 STEPS = 7
 over_processes = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+over_forms = pytest.mark.parametrize(("below", "lower_order_final"), [("0", False), ("inf", True)])
 
 
 def setup(process, steps=STEPS):
@@ -95,28 +96,32 @@ def test_dpmpp_sde(process, eta, r):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("curvature", ["published", "exact"])
+@over_forms
 @over_processes
-def test_dpmpp_3m_sde(process, eta, curvature):
-    """As k-diffusion states it; with "exact" D'' doubled, as its Taylor formula has it."""
+def test_dpmpp_3m_sde(process, below, lower_order_final, eta, curvature):
+    """As k-diffusion states it; with "exact" D'' doubled, as its Taylor formula has it.
+
+    With ``lower_order_final`` its formula of two predictions makes the last step but one, that of one the last.
+    """
     model, knots, x = setup(process)
     y, past, steps = x / knots[0].alpha, [], []
-    for s, t in zip(knots, knots[1:]):
+    for i, (s, t) in enumerate(zip(knots, knots[1:])):
         d, h = model.x0(s.alpha * y, s.t), t.half_log_snr - s.half_log_snr
-        full = h * (eta + 1)
+        full, most = h * (eta + 1), {STEPS - 1: 0, STEPS - 2: 1}.get(i, 2) if lower_order_final else 2
         y = math.exp(-full) * y - math.expm1(-full) * d
         phi_2 = math.expm1(-full) / full + 1
-        if len(past) > 1:
+        if len(past) > 1 and most > 1:
             r0, r1 = steps[-1] / h, steps[-2] / h
             d1_0, d1_1 = (d - past[-1]) / r0, (past[-1] - past[-2]) / r1
             d1 = d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1)
             d2 = (d1_0 - d1_1) / (r0 + r1) * (2 if curvature == "exact" else 1)
             y = y + phi_2 * d1 - (phi_2 / full - 0.5) * d2
-        elif past:
+        elif past and most:
             y = y + phi_2 * (d - past[-1]) / (steps[-1] / h)
         if eta:
             y = y + math.exp(-t.half_log_snr) * math.sqrt(-math.expm1(-2 * h * eta)) * z(s.half_log_snr, t.half_log_snr)
         past, steps = [*past, d], [*steps, h]
-    agrees(f"dpmpp-3m-sde(eta={eta}, curvature={curvature!r})", process, knots[-1].alpha * y)
+    agrees(f"dpmpp-3m-sde(eta={eta}, curvature={curvature!r}, lower_order_below={below})", process, knots[-1].alpha * y)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
@@ -203,8 +208,9 @@ def test_seeds_3(process):
     ("predictor", "corrector", "tau", "low", "high"),
     [(3, 3, 1.0, 0.0, 1e9), (2, 0, 0.6, 0.0, 1e9), (1, 4, 1.0, 0.05, 1.0), (4, 2, 0.0, 0.0, 1e9)],
 )
+@over_forms
 @over_processes
-def test_sa_solver(process, predictor, corrector, tau, low, high):
+def test_sa_solver(process, below, lower_order_final, predictor, corrector, tau, low, high):
     """Xue et al. 2023, algorithm 1 and eq. 14 and 17: the integrals of the Lagrange polynomials by quadrature."""
     model, knots, x = setup(process)
 
@@ -225,16 +231,18 @@ def test_sa_solver(process, predictor, corrector, tau, low, high):
         mean = t.sigma / s.sigma * math.exp(-rate * h) * x
         if rate:
             mean = mean + t.sigma * math.sqrt(1 - math.exp(-2 * rate * h)) * z(s.half_log_snr, t.half_log_snr)
-        used = past[:predictor]
+        left = STEPS - i if lower_order_final else STEPS  # the last step has a predictor of one point
+        used = past[: min(predictor, left)]
         x = mean + sum(b * d for b, (_, d) in zip(integrals([lam for lam, _ in used], s, t, rate), used))
         if i == STEPS - 1:
             break
         new = (t.half_log_snr, model.x0(x, t.t))
         if corrector:
-            used = [new, *past[:corrector]]
+            used = [new, *past[: min(corrector, left)]]
             x = mean + sum(b * d for b, (_, d) in zip(integrals([lam for lam, _ in used], s, t, rate), used))
         past = [new, *past]
-    spec = f"sa-solver(predictor={predictor}, corrector={corrector}, tau={tau}, s_min={low}, s_max={high})"
+    spec = f"sa-solver(predictor={predictor}, corrector={corrector}, tau={tau}, s_min={low}, s_max={high}"
+    spec += f", lower_order_below={below})"
     agrees(spec, process, x)
 
 
@@ -308,22 +316,23 @@ SCALES = {
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("stages", [1, 2, 3])
+@over_forms
 @over_processes
-def test_er_sde(process, stages, scale):
+def test_er_sde(process, below, lower_order_final, stages, scale):
     """Cui et al. 2023, algorithms 1 to 3, in y; the paper's integrals by adaptive quadrature."""
     model, knots, x = setup(process)
     phi, y = SCALES[scale], x / knots[0].alpha
     kappas, past, slopes = [knot.sigma / knot.alpha for knot in knots], [], []
     for i, (s, t) in enumerate(zip(knots, knots[1:])):
-        k_s, k_t = kappas[i], kappas[i + 1]
+        k_s, k_t, left = kappas[i], kappas[i + 1], STEPS - i if lower_order_final else STEPS
         d = model.x0(s.alpha * y, s.t)
         ratio = phi(k_t) / phi(k_s)
         y = ratio * y + (1 - ratio) * d
-        if past and stages > 1:
+        if past and min(stages, left) > 1:
             slope = (d - past[-1]) / (k_s - kappas[i - 1])
             integral = quad(lambda k: 1 / phi(k), k_t, k_s, epsabs=0, epsrel=1e-13, limit=200)[0]
             y = y + (k_t - k_s + phi(k_t) * integral) * slope
-            if slopes and stages > 2:
+            if slopes and min(stages, left) > 2:
                 curve = 2 * (slope - slopes[-1]) / (k_s - kappas[i - 2])
                 integral = quad(lambda k, k_s=k_s: (k - k_s) / phi(k), k_t, k_s, epsabs=0, epsrel=1e-13, limit=200)[0]
                 y = y + ((k_t - k_s) ** 2 / 2 + phi(k_t) * integral) * curve
@@ -331,7 +340,8 @@ def test_er_sde(process, stages, scale):
         if scale != "ode":
             y = y + math.sqrt(k_t**2 - (k_s * ratio) ** 2) * z(s.half_log_snr, t.half_log_snr)
         past.append(d)
-    agrees(f"er-sde-{stages}(scale={scale!r})", process, knots[-1].alpha * y)
+    option = f", lower_order_below={below}" * (stages > 1)
+    agrees(f"er-sde-{stages}(scale={scale!r}{option})", process, knots[-1].alpha * y)
 
 
 @over_processes
