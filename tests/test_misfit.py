@@ -69,6 +69,6 @@ def test_training_warns_once():
     from sdekit.training import Optimisation, train_denoiser
 
     net = UNet(widths=(8, 8), embedding=8, groups=2)
-    with pytest.warns(MisfitWarning, match="images: far from standardised for VP") as seen:
+    with pytest.warns(MisfitWarning, match="data: far from standardised for VP") as seen:
         train_denoiser(net, sk.VP(), normal(20, 1, 4, 4, mean=8.0), plan=Optimisation(steps=2, lr=1e-3))
     assert len(seen) == 1

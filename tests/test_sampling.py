@@ -69,9 +69,9 @@ def test_samples_have_the_targets_moments(process):
 def test_keep_all_gives_every_knot():
     model = sk.ScoreModel(elementwise, sk.VP())
     out = sk.sample(model, (5, 3), solver="unipc-2", nfe=6, seed=0, keep="all", batch_size=2)
-    knots = sk.Grid.make(sk.VP(), "logsnr", 5).knots
+    knots = sk.Grid.make(sk.VP(), "logsnr", 6).knots
     assert out.t == (*(knot.t for knot in knots), 0.0)
-    assert out.trajectory.shape == (7, 5, 3)
+    assert out.trajectory.shape == (8, 5, 3)
     assert torch.equal(out.trajectory[-1], out.x)
     last = sk.sample(model, (5, 3), solver="unipc-2", nfe=6, seed=0)
     assert last.trajectory is None
@@ -82,7 +82,7 @@ def test_keep_all_gives_every_knot():
 def test_final_denoise_is_x0_at_t_min():
     model = sk.ScoreModel(elementwise, sk.VP())
     state = sk.sample(model, (5, 3), solver="ddim", nfe=5, seed=0, final="none")
-    out = sk.sample(model, (5, 3), solver="ddim", nfe=6, seed=0)
+    out = sk.sample(model, (5, 3), solver="ddim", nfe=6, seed=0, final="denoise")
     assert state.t == (sk.VP().t_min,)
     assert torch.allclose(out.x, model.x0(state.x, sk.VP().t_min))
 
@@ -162,7 +162,8 @@ class TimedLinear(torch.nn.Module):
         ({"grid": "logsn"}, "did you mean 'logsnr'"),
         ({"keep": "al"}, "did you mean 'all'"),
         ({"final": "denoised"}, "did you mean 'denoise'"),
-        ({"nfe": 1}, "nfe=1"),
+        ({"nfe": 0}, "nfe=0"),
+        ({"nfe": 1, "final": "denoise"}, "nfe=1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"sovler": "ddim"}, "did you mean 'solver'"),
         ({"start": torch.zeros(2, 2)}, r"start has shape \[2, 2\], shape says \[5, 3\]"),

@@ -80,4 +80,4 @@ def test_orders_that_do_not_exist_are_named(spec, message):
 
 def test_pndm_names_its_smallest_budget():
     with pytest.raises(ValueError, match="at least 2"):
-        get("pndm").plan(sk.VP(), nfe=1)
+        get("pndm").plan(sk.VP(), nfe=1, final="denoise")
