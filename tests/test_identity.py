@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from torch import nn
 
 import sdekit as sk
 from sdekit.identity import UnidentifiedError, alike, behaviour, identify
-from sdekit.nn import digits_model
 from sdekit.prediction import PREDICTIONS
 
 GAIN = 1.0
@@ -311,21 +309,6 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
         found.add(subprocess.run([sys.executable, script], env=environment, capture_output=True, check=True).stdout)
     assert len(found) == 1
-
-
-def test_the_digits_network_is_known_in_less_than_50_ms() -> None:
-    shipped = digits_model()
-    identify(shipped)
-
-    def seconds() -> float:
-        began = time.process_time()
-        identify(shipped)
-        return time.process_time() - began
-
-    assert min(seconds() for _ in range(5)) < 0.05
-
-
-# -- behaviour -------------------------------------------------------------------------------------
 
 
 def test_behaviour_is_the_output_projected() -> None:
