@@ -1,6 +1,6 @@
 """Every candidate (solver, grid) on every problem of ``problems.py``, and how far ``auto`` is from the best of them.
 
-    python benchmarks/auto.py                              # 64 starts: the search
+    python benchmarks/auto.py                              # every problem, three hours of one core
     python benchmarks/auto.py --starts 256 --problems digits/vp --nfe 5,10
     python benchmarks/auto.py --solvers "ddim;unipc-3(variant='bh1')" --grids "time;vp-time(power=3)" --final none
     python benchmarks/auto.py --peers                      # the peers' defaults too, where they are installed
@@ -45,8 +45,8 @@ CANDIDATES = (
 """Of 15 solvers × 9 grids, 32 starts and 12 problems, those without which the best of the rest would be worse: with
 these the mean over problems and budgets is within 0.5% of the best of all 135; and the choices before this one."""
 LATE = (
-    ("ipndm-3", "vp-time(power=3)"), ("ipndm-4", "vp-time(power=3)"), ("ipndm-4", _BLEND), ("ipndm", "vp-time(power=3)"),
-    ("deis-4", "vp-time(power=1.5)"), ("deis-4", "vp-time"), ("deis-4", "vp-time(power=3)"),
+    ("ipndm-3", "vp-time(power=3)"), ("ipndm-4", "vp-time(power=3)"), ("ipndm-4", _BLEND),
+    ("ipndm", "vp-time(power=3)"), ("deis-4", "vp-time(power=1.5)"), ("deis-4", "vp-time"), ("deis-4", "vp-time(power=3)"),
     ("unipc-2", "vp-time(power=3)"), ("unipc-3", "shift(shift=1.0)"), (_BH1, "time"), (_BH1, "vp-time(power=3)"),
     (_BH1, _BLEND),
 )  # fmt: skip

@@ -12,6 +12,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 Choice = tuple[str, str]
 AUTO = ("auto", "auto")
 NEIGHBOUR = 0.5
@@ -24,6 +27,7 @@ class Measured(Protocol):
     solver: str
     grid: str
     nfe: int
+    errors: Sequence[float]
 
     @property
     def median(self) -> float: ...
@@ -42,6 +46,10 @@ def family(problem: str) -> str:
     return problem.split("/")[0].split("-")[0]
 
 
+def is_flow(problem: str) -> bool:
+    return problem.endswith("/flow")
+
+
 def tabulate(cells: Iterable[Measured]) -> Table:
     found: Table = {}
     for cell in cells:
@@ -57,23 +65,26 @@ def geometric(values: Sequence[float]) -> float:
     return math.exp(mean([math.log(value) for value in values]))
 
 
-def costs(rows: Mapping[str, Mapping[Choice, float]], without: str = "") -> dict[Choice, float]:
-    """The mean ratio of each choice over the data sets but ``without``, problems of one data set first."""
+def costs(rows: Mapping[str, Mapping[Choice, float]], without: str = "", like: str = "") -> dict[Choice, float]:
+    """The mean ratio of each choice over the data sets but ``without``, problems of one data set first.
+
+    With ``like``, a problem, over those whose process is flow matching as its is, or is not as its is not.
+    """
     families: dict[str, list[dict[Choice, float]]] = {}
     for name, row in rows.items():
-        if family(name) != without:
+        if family(name) != without and (not like or is_flow(like) == is_flow(name)):
             best = min(row.values())
             families.setdefault(family(name), []).append({one: error / best for one, error in row.items()})
     choices = next(iter(rows.values()))
     return {one: mean([mean([row[one] for row in part]) for part in families.values()]) for one in choices}
 
 
-def choose(table: Table, nfe: int, without: str = "") -> Choice:
+def choose(table: Table, nfe: int, without: str = "", like: str = "") -> Choice:
     """The rule's choice for that budget."""
     budgets = sorted(table)
     place = budgets.index(nfe)
     near = [(budgets[i], NEIGHBOUR) for i in (place - 1, place + 1) if 0 <= i < len(budgets)]
-    parts = [(costs(table[n], without), weight) for n, weight in [(nfe, 1.0), *near]]
+    parts = [(costs(table[n], without, like), weight) for n, weight in [(nfe, 1.0), *near]]
 
     def cost(one: Choice) -> float:
         known = [(part[one], weight) for part, weight in parts if one in part]
@@ -93,6 +104,37 @@ def markdown(title: str, names: Sequence[str], columns: Sequence[int], value: Ca
     return "\n".join(lines)
 
 
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "median": lambda errors: errors.quantile(0.5, dim=-1),
+    "90%": lambda errors: errors.quantile(0.9, dim=-1),
+    "RMSE": lambda errors: errors.square().mean(-1).sqrt(),
+}
+DRAWS = 200  # of the bootstrap
+
+
+def summary(cells: Sequence[Measured], columns: Sequence[int]) -> str:
+    """``auto``'s mean ratio to the best candidate by each statistic, with bootstrap 95% intervals over starts."""
+    generator = torch.Generator().manual_seed(0)
+    lines = [f"| mean ratio | {' | '.join(map(str, columns))} |", "|---" * (len(columns) + 1) + "|"]
+    entries: dict[str, list[str]] = {name: [] for name in STATISTICS}
+    for nfe in columns:
+        logs: dict[str, list[Tensor]] = {name: [] for name in STATISTICS}
+        here = [cell for cell in cells if cell.nfe == nfe]
+        for problem in dict.fromkeys(cell.problem for cell in here):
+            rows = sorted((c for c in here if c.problem == problem), key=lambda c: (c.solver, c.grid) != AUTO)
+            errors = torch.tensor([row.errors for row in rows], dtype=torch.float64)
+            n = errors.shape[1]
+            picks = torch.cat([torch.arange(n)[None], torch.randint(n, (DRAWS, n), generator=generator)])
+            for name, statistic in STATISTICS.items():
+                values = statistic(errors[:, picks])  # [candidates, 1 + draws], auto's first
+                logs[name].append((values[0] / values[1:].amin(0)).log())
+        for name, parts in logs.items():
+            means = torch.stack(parts).mean(0).exp()
+            low, high = means[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+            entries[name].append(f"{means[0]:.2f} ({low:.2f}–{high:.2f})")
+    return "\n".join(lines + [f"| {name} | {' | '.join(row)} |" for name, row in entries.items()])
+
+
 def tables(cells: Sequence[Measured], peers: Sequence[str]) -> Iterator[str]:
     """``auto`` and the left-out choice against the best candidate, ``auto`` against the best peer, the choices."""
     every = tabulate(cells)
@@ -105,15 +147,17 @@ def tables(cells: Sequence[Measured], peers: Sequence[str]) -> Iterator[str]:
     }
     columns, names = sorted(every), list(next(iter(every.values())))
 
-    def left_out(name: str, nfe: int) -> float:
+    def left_out(name: str, nfe: int, like: str = "") -> float:
         row = fixed[nfe][name]
-        return row[choose(fixed, nfe, family(name))] / min(row.values())
+        return row[choose(fixed, nfe, family(name), like)] / min(row.values())
 
     def best_peer(name: str, nfe: int) -> float:
         return min(error for (solver, _), error in every[nfe][name].items() if solver in peers)
 
     yield markdown("auto", names, columns, lambda name, nfe: every[nfe][name][AUTO] / min(fixed[nfe][name].values()))
     yield markdown("left out", names, columns, left_out)
+    yield markdown("left out, by process", names, columns, lambda name, nfe: left_out(name, nfe, name))
+    yield summary([cell for cell in cells if cell.solver not in peers], columns)
     if any(solver in peers for solver, _ in every[columns[0]][names[0]]):
         yield markdown("peers", names, columns, lambda name, nfe: every[nfe][name][AUTO] / best_peer(name, nfe))
     yield "\n".join(f"{nfe}: {choose(fixed, nfe)}" for nfe in columns)
