@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sdekit.process import Process, match
 Scale = float | Callable[[Process, "float | Tensor"], "float | Tensor"]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """``rule(good, bad, scale)`` of two predictions of the kind that the rule is for."""
 
