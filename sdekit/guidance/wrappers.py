@@ -295,7 +295,7 @@ def _both(name: str, value: Any, free: Mapping[str, Any], x: Tensor) -> Any:
     """A condition for the batch twice: with what is given, and with what is free."""
     if name not in free:
         raise ValueError(
-            f"null: {name}=None leaves {name} out, which one call cannot do for half a batch; doubled=False"
+            f"null: {name}=None leaves it out, which one call cannot do for half a batch; give doubled=False"
         )
     other = free[name]
     per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x)
