@@ -98,11 +98,12 @@ class Posterior(torch.nn.Module):
         super().__init__()
         self.process = process
         self.free = GaussianMixture(MEANS.double(), 0.5)
-        self.classes = torch.nn.ModuleList([GaussianMixture(mean[None].double(), 0.5) for mean in MEANS])
+        self.classes: Any = torch.nn.ModuleList([GaussianMixture(mean[None].double(), 0.5) for mean in MEANS])
 
     def forward(self, x: Tensor, t: Tensor, c: int | Tensor = 2) -> Tensor:
-        every: Any = [part.log_prob(x, t, self.process) for part in self.classes]
-        given = torch.stack(every)[c, torch.arange(len(x), device=x.device)]
+        given = torch.stack([part.log_prob(x, t, self.process) for part in self.classes])[
+            c, torch.arange(len(x), device=x.device)
+        ]
         return given - self.free.log_prob(x, t, self.process)
 
 

@@ -262,5 +262,5 @@ def _warn(ess: Tensor) -> None:
             f"the effective sample size fell to {least:.1%} of the particles at step {step + 1:.0f} of {len(ess)}:"
             " a few of them stand for all; take more steps, a smaller scale, or more particles",
             WeightsWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -8,8 +8,8 @@ that depends on the step,
     w = ω/(1 − e^{−h}),   h = λ_t − λ_s,
 
 and the last denoising, h = ∞, has w = ω. So the method is a table that the package has, ``ddim``, and a scale at
-each of its knots. In the limit of short steps w = ω/h grows without bound: at a fixed ω there is no ODE that
-CFG++ converges to (order 0). With ω = w (1 − e^{−h}) it is DDIM at w, of order 1.
+each of its knots. For short steps w = ω/h grows without bound: at a fixed ω more steps are more guidance, and the ODE
+of no scale is what CFG++ converges to. With ω = w (1 − e^{−h}) it is DDIM at w, of order 1.
 """
 
 from __future__ import annotations
