@@ -1,9 +1,10 @@
 """Guidance measured: its scale on the digits network, and the law that it is taken to sample on a known mixture.
 
-    python benchmarks/guidance.py digits    # some four minutes of one core; docs/images/guidance-digits.png
+    python benchmarks/guidance.py digits    # some three minutes of one core; docs/images/guidance-digits.png
     python benchmarks/guidance.py mixture   # some two minutes of one core; docs/images/guidance-tilted.png
+    python benchmarks/guidance.py limits    # a minute of one core
 
-Both print a table; ``--images DIR`` writes the picture elsewhere.
+Each prints a table; ``--images DIR`` writes the picture elsewhere.
 
 ``digits``: 596 samples with the labels of the held-out digits, ``dpmpp-2m``, 15 guided evaluations, three seeds. The
 Fréchet distance is to the held-out digits, in the package's features; beside it, how many samples the package's
@@ -137,6 +138,27 @@ def measure_mixture(w: float) -> dict[str, Tensor]:
     return {**samples, "tilted": torch.cat([run.even() for run in runs])}
 
 
+def measure_limits() -> None:
+    """What large scales need in steps (populations of 4,000), and what noise does for the spread (8,000, 100 steps)."""
+    p, q = (target.model(sk.VP()) for target in mixtures())
+    cells = [(w, 4000, steps, 2.0, 3) for w in (5.0, 8.0) for steps in (200, 400, 800)]
+    cells += [(3.0, 8000, 100, noise_level, 6) for noise_level in (1.0, 1.5, 2.0)]
+    print("| w | steps | noise level | exact | tilted | spread of a population | least ESS |")
+    print("|---|---|---|---|---|---|---|")
+    for w, n, steps, noise_level, populations in cells:
+        x, density, _ = exact(w)
+        options = {"steps": steps, "noise_level": noise_level, "dtype": torch.float64}
+        runs = [guidance.tilted(Autoguided(q, p, w), (n, 1), seed=seed, **options) for seed in range(populations)]
+        shares = [(run.weights * (run.x[:, 0] > CUT)).mean().item() for run in runs]
+        least = [run.ess.min().item() for run in runs]
+        print(
+            f"| {w:g} | {steps} | {noise_level:g} | {(density[x > CUT].sum() * (x[1] - x[0])).item():.3f} "
+            + "| {:.3f} ± {:.3f} ".format(*spread(shares))
+            + f"| {stdev(shares):.3f} | {min(least):.2f} to {max(least):.2f} |",
+            flush=True,
+        )
+
+
 def draw_mixture(w: float, samples: dict[str, Tensor], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     x, density, _ = exact(w)
@@ -153,7 +175,7 @@ def draw_mixture(w: float, samples: dict[str, Tensor], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("digits", "mixture"))
+    parser.add_argument("what", choices=("digits", "mixture", "limits"))
     parser.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -162,6 +184,8 @@ def main() -> None:
         lines, floor, real = measure_digits(options.seeds)
         print(f"floor {floor:.1f}, accuracy on the held-out digits {real:.4f}")
         draw_digits(lines, floor, real, options.images / "guidance-digits.png")
+    elif options.what == "limits":
+        measure_limits()
     else:
         print("| w | exact | ODE | SDE | tilted | off | log evidence | estimated | least ESS | ancestors |")
         print("|---|---|---|---|---|---|---|---|---|---|")

@@ -101,11 +101,11 @@ def exact_share(w: float) -> float:
 
 
 def test_mode_weights_are_the_exact_laws_where_those_of_guidance_are_not() -> None:
-    w, n = 2.0, 4000
+    w, n = 2.0, 6000
     truth = exact_share(w)
     runs = [run(guided(w), n, seed=seed, steps=150) for seed in range(4)]
     shares = torch.tensor([mean(out, (out.x[:, 0] > CUT).double()) for out in runs])
-    assert shares.std() / 2 < 0.013 * truth  # the standard error of the four
+    assert shares.std() / 2 < 0.015 * truth  # the standard error of the four
     assert abs(shares.mean() / truth - 1) < 0.02
     for solver in ("unipc-3", "dpmpp-2m-sde"):
         x = sk.sample(guided(w), (n, 1), solver=solver, grid="logsnr", nfe=50, seed=0).x
