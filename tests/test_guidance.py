@@ -295,6 +295,10 @@ def test_a_condition_may_be_left_out() -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "nan": (lambda: cfg(math.nan), r"scale=nan: it must be a finite number"),
     "infinite": (lambda: cfg(math.inf), r"scale=inf: it must be a finite number"),
+    "nan at a time": (
+        lambda: cfg(lambda process, t: math.nan).predict("eps", X, 0.5, label=LABEL),
+        r"scale: the function gave nan at t=0.5",
+    ),
     "no null": (lambda: guidance.ClassifierFree(model(), 2.0, null={}), r"null=\{\}: name each condition"),
     "no label": (lambda: cfg().predict("eps", X, 0.5), r"label: classifier-free guidance needs it at every call"),
     "no label in a run": (lambda: sk.sample(cfg(), (6, 2), nfe=5), r"label: classifier-free guidance needs it"),

@@ -225,7 +225,7 @@ def _uniform(stream: int, draw: int, like: Tensor) -> Tensor:
 def _check(guided: object, n: int, noise_level: float, resample_below: float, final: str) -> float:
     """ValueError where ``tilted`` cannot run; otherwise the scale."""
     if not isinstance(guided, ClassifierFree | Autoguided):
-        raise ValueError(f"guided: a {type(guided).__name__}: tilted takes ClassifierFree or Autoguided")
+        raise ValueError(f"guided: tilted takes ClassifierFree or Autoguided, not {type(guided).__name__}")
     if guided.rule is not None or not isinstance(guided.scale, int | float):
         what = "a scale that varies" if guided.rule is None else f"rule={guided.rule}"
         raise ValueError(f"guided: {what} has no law p^(1−w) q^w: tilted takes a number as scale and no rule")

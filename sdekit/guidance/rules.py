@@ -121,6 +121,21 @@ def converted(value: Tensor, source: str, target: str, process: Process, x: Tens
     return (match(c_x, x) * x + match(c_F, x) * value).to(x.dtype)
 
 
+def scale_at(scale: Scale, process: Process, t: Any) -> float | Tensor:
+    """The scale at t: the number that it is, or what the function gives.
+
+    >>> from sdekit.process import VP
+    >>> scale_at(2.0, VP(), 0.5), scale_at(lambda process, t: 1 + t, VP(), 0.5)
+    (2.0, 1.5)
+    """
+    if isinstance(scale, int | float):
+        return scale
+    value = scale(process, t)
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError(f"scale: the function gave {value} at t={t}, it must give finite numbers")
+    return value
+
+
 def check_scale(scale: object) -> None:
     """ValueError unless it is a finite number or a function."""
     finite = isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale)

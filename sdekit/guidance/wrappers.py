@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.guidance.rules import Rule, Scale, check_scale, combine, converted
+from sdekit.guidance.rules import Rule, Scale, check_scale, combine, converted, scale_at
 from sdekit.process import Process, State, Time, match
 from sdekit.sampling import Model
 
@@ -90,7 +90,7 @@ class _Pair(_Around):
         """The guided prediction ``kind`` at (x, t), in x's dtype."""
         own = kind if self.rule is None else self.rule.kind
         good, bad = self.pair(own, x, t, conditions)
-        scale = self.scale if isinstance(self.scale, int | float) else self.scale(self.process, t)
+        scale = scale_at(self.scale, self.process, t)
         guided = (combine if self.rule is None else self.rule)(good, bad, match(scale, x))
         return converted(guided, own, kind, self.process, x, t)
 
@@ -128,8 +128,10 @@ class ClassifierFree(_Pair):
         doubled: bool = True,
     ) -> None:
         super().__init__(model, scale, rule)
-        if not null:
-            raise ValueError('null={}: name each condition and its value for "none", such as null={"label": 10}')
+        if not isinstance(null, Mapping) or not null:
+            raise ValueError(
+                f'null={null!r}: name each condition and its value for "none", such as null={{"label": 10}}'
+            )
         self.null, self.doubled = dict(null), doubled
 
     def pair(self, kind: str, x: State, t: Time, conditions: Mapping[str, Any]) -> tuple[State, State]:
@@ -215,7 +217,7 @@ class ClassifierGuided(_Around):
         """The guided prediction ``kind`` at (x, t)."""
         if missing := [name for name in self.only if conditions.get(name) is None]:
             raise ValueError(f"{missing[0]}: the classifier needs it at every call, as in {missing[0]}=...")
-        scale = self.scale if isinstance(self.scale, int | float) else self.scale(self.process, t)
+        scale = scale_at(self.scale, self.process, t)
         guided = self.plain("score", x, t, conditions) + match(scale, x) * self._gradient(x, t, conditions)
         return converted(guided.to(x.dtype), "score", kind, self.process, x, t)
 
