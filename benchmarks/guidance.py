@@ -34,11 +34,12 @@ from sdekit.data import digits
 from sdekit.guidance import Autoguided, ClassifierFree, Interval, Projected
 from sdekit.metrics import frechet_distance
 from sdekit.nn import digits_features, digits_model, load_network
+from sdekit.sampling import Model
 from sdekit.targets import GaussianMixture
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 NULL = {"label": 10}
-METHODS: dict[str, Callable[[sk.ScoreModel, float], object]] = {
+METHODS: dict[str, Callable[[sk.ScoreModel, float], Model]] = {
     "classifier-free": lambda model, w: ClassifierFree(model, w, null=NULL),
     "… in 0.28 < σ/α ≤ 2.9": lambda model, w: Interval(ClassifierFree(model, w, null=NULL), 0.28, 2.9),
     "… projected (APG)": lambda model, w: ClassifierFree(model, w, null=NULL, rule=Projected()),
@@ -147,8 +148,11 @@ def measure_limits() -> None:
     print("|---|---|---|---|---|---|---|")
     for w, n, steps, noise_level, populations in cells:
         x, density, _ = exact(w)
-        options = {"steps": steps, "noise_level": noise_level, "dtype": torch.float64}
-        runs = [guidance.tilted(Autoguided(q, p, w), (n, 1), seed=seed, **options) for seed in range(populations)]
+        pair, double = Autoguided(q, p, w), torch.float64
+        runs = [
+            guidance.tilted(pair, (n, 1), steps=steps, noise_level=noise_level, seed=seed, dtype=double)
+            for seed in range(populations)
+        ]
         shares = [(run.weights * (run.x[:, 0] > CUT)).mean().item() for run in runs]
         least = [run.ess.min().item() for run in runs]
         print(

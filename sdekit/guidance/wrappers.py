@@ -43,7 +43,7 @@ class _Around:
 
 
 class Given(_Around):
-    """A model with conditions fixed, the same for every sample: what ``compare`` and ``tilted`` take.
+    """A model with conditions fixed, the same for every sample, for what takes no conditions itself.
 
     A number becomes a tensor [batch], a tensor of one sample's shape a tensor [batch, *shape].
     Raises ValueError at a call that gives a condition of the same name.
