@@ -230,6 +230,23 @@ def test_autoguidance_leads_away_from_the_weaker_model() -> None:
         torch.testing.assert_close(guided.predict(kind, X, 0.3), line)
 
 
+def test_an_adjoint_reaches_both_networks() -> None:
+    def gradients(how: str) -> list[Tensor]:
+        nets = [torch.nn.Linear(2, 2, dtype=torch.float64) for _ in range(2)]
+        for net, sign in zip(nets, (0.3, -0.2)):
+            torch.nn.init.constant_(net.weight, sign)
+            torch.nn.init.zeros_(net.bias)
+        good, weak = (sk.ScoreModel(lambda x, t, net=net: torch.tanh(net(x)), sk.VP()) for net in nets)
+        guided = guidance.Autoguided(good, weak, 2.0)
+        x = sk.flow(guided, X, 0.5, 0.1, method="dopri5", gradients=how, rtol=1e-9, atol=1e-9)
+        x.square().sum().backward()
+        return [net.weight.grad for net in nets if net.weight.grad is not None]
+
+    direct, adjoint = gradients("direct"), gradients("adjoint")
+    assert len(adjoint) == 2
+    torch.testing.assert_close(adjoint, direct, rtol=1e-5, atol=1e-6)
+
+
 IMAGES = [torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 
 
