@@ -3,6 +3,7 @@
     python benchmarks/guidance.py digits    # some three minutes of one core; docs/images/guidance-digits.png
     python benchmarks/guidance.py mixture   # some two minutes of one core; docs/images/guidance-tilted.png
     python benchmarks/guidance.py limits    # a minute of one core
+    python benchmarks/guidance.py overhead  # some seconds
 
 Each prints a table; ``--images DIR`` writes the picture elsewhere.
 
@@ -13,6 +14,9 @@ classifier gives the label that was asked for. The floor is the distance of trai
 ``mixture``: modes at −1.5, 0 and 2 of width 0.4 and weights 0.5, 0.3, 0.2; the class c is the last two. The share of
 x > 1 under p(x) p(c | x)^w by quadrature, under guidance by the ODE (``unipc-3``) and the SDE (``dpmpp-2m-sde``) in 200
 evaluations, and under ``tilted``, eight populations of 8,000. Errors are standard errors over the populations.
+
+``overhead``: what a call of a wrapper costs beside the calls of its network, which returns x; microseconds, the least
+of ten repeats that take turns.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
+from timeit import timeit
 
 import matplotlib.pyplot as plt
 import torch
@@ -177,9 +183,31 @@ def draw_mixture(w: float, samples: dict[str, Tensor], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def measure_overhead(calls: int = 2000, repeats: int = 10) -> None:
+    x, label = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64)
+    model = sk.ScoreModel(lambda x, t, label: x, sk.VP())
+    free = ClassifierFree(model, 2.0, null=NULL)
+    wrapped: dict[str, tuple[Model, int]] = {
+        "the network alone": (model, 1),
+        "classifier-free, one call of twice the batch": (free, 1),
+        "classifier-free, two calls": (ClassifierFree(model, 2.0, null=NULL, doubled=False), 2),
+        "autoguidance": (Autoguided(model, model, 2.0), 2),
+        "outside an interval": (Interval(free, 100.0, 200.0), 1),
+    }
+    best = dict.fromkeys(wrapped, math.inf)
+    for name in [*wrapped] * repeats:
+        call = partial(wrapped[name][0].predict, "eps", x, 0.5, label=label)
+        seconds = timeit(call, number=calls)
+        best[name] = min(best[name], seconds / calls * 1e6)
+    one = best["the network alone"]
+    print("| model | µs a call | beside its network's calls |\n|---|---|---|")
+    for name, (_, count) in wrapped.items():
+        print(f"| {name} | {best[name]:.1f} | {best[name] - count * one:.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("digits", "mixture", "limits"))
+    parser.add_argument("what", choices=("digits", "mixture", "limits", "overhead"))
     parser.add_argument("--images", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -190,6 +218,8 @@ def main() -> None:
         draw_digits(lines, floor, real, options.images / "guidance-digits.png")
     elif options.what == "limits":
         measure_limits()
+    elif options.what == "overhead":
+        measure_overhead()
     else:
         print("| w | exact | ODE | SDE | tilted | off | log evidence | estimated | least ESS | ancestors |")
         print("|---|---|---|---|---|---|---|---|---|---|")
