@@ -209,6 +209,13 @@ def test_guidance_is_computed_in_the_states_dtype(name: str) -> None:
     torch.testing.assert_close(out.double(), exact, rtol=0.05, atol=0.05)
 
 
+def test_a_schedule_in_float64_leaves_the_state_in_its_dtype() -> None:
+    times = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
+    for rule in (None, guidance.Rescaled(), guidance.Projected()):
+        guided = cfg(lambda process, t: 1.0 + process.sigma(t), rule=rule)
+        assert guided.predict(rule.kind if rule else "x0", X.float(), times, label=LABEL).dtype == torch.float32
+
+
 def test_an_exact_classifier_makes_the_unconditional_model_conditional() -> None:
     process = PROCESSES[0]
     posterior = Posterior(process)
@@ -322,6 +329,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "misspelt": (lambda: sk.sample(cfg(), (6, 2), nfe=5, label=LABEL, sead=1), r"did you mean 'seed'"),
     "swapped": (lambda: guidance.Interval(cfg(), 2.0, 0.2), r"low=2.0, high=0.2: bounds of σ/α"),
     "nan bound": (lambda: guidance.Interval(cfg(), math.nan, 0.2), r"low=nan, high=0.2: bounds of σ/α"),
+    "half a class": (
+        lambda: guidance.ClassifierFree(model(), 2.0, null={"label": 2.5}).predict("eps", X, 0.5, label=LABEL),
+        r"null: label holds torch.int64, its null torch.float64: give a whole number",
+    ),
     "a number as label": (lambda: cfg().predict("eps", X, 0.5, label=2), r"label: what is given is int, .*two calls"),
     "other processes": (
         lambda: guidance.Autoguided(model(sk.VP()), model(sk.Flow()), 2.0),

@@ -33,8 +33,6 @@ def combine(good: Tensor, bad: Tensor, scale: float | Tensor) -> Tensor:
     >>> combine(torch.tensor([2.0]), torch.tensor([1.0]), 3.0)
     tensor([4.])
     """
-    if isinstance(scale, Tensor):
-        return torch.lerp(bad, good, scale.to(good.dtype))
     return torch.lerp(bad, good, scale)
 
 
@@ -121,17 +119,19 @@ def converted(value: Tensor, source: str, target: str, process: Process, x: Tens
     return (match(c_x, x) * x + match(c_F, x) * value).to(x.dtype)
 
 
-def scale_at(scale: Scale, process: Process, t: Any) -> float | Tensor:
-    """The scale at t: the number that it is, or what the function gives.
+def scale_at(scale: Scale, process: Process, t: Any, x: Tensor) -> float | Tensor:
+    """The scale at t, the number that it is or what the function gives; tensors in x's dtype, to broadcast against x.
 
     >>> from sdekit.process import VP
-    >>> scale_at(2.0, VP(), 0.5), scale_at(lambda process, t: 1 + t, VP(), 0.5)
+    >>> scale_at(2.0, VP(), 0.5, torch.zeros(3)), scale_at(lambda process, t: 1 + t, VP(), 0.5, torch.zeros(3))
     (2.0, 1.5)
     """
     if isinstance(scale, int | float):
         return scale
-    value = scale(process, t)
-    if isinstance(value, int | float) and not math.isfinite(value):
+    value = match(scale(process, t), x)
+    if isinstance(value, Tensor):
+        return value.to(x.dtype)
+    if not math.isfinite(value):
         raise ValueError(f"scale: the function gave {value} at t={t}, it must give finite numbers")
     return value
 

@@ -90,8 +90,8 @@ class _Pair(_Around):
         """The guided prediction ``kind`` at (x, t), in x's dtype."""
         own = kind if self.rule is None else self.rule.kind
         good, bad = self.pair(own, x, t, conditions)
-        scale = scale_at(self.scale, self.process, t)
-        guided = (combine if self.rule is None else self.rule)(good, bad, match(scale, x))
+        scale = scale_at(self.scale, self.process, t, x)
+        guided = (combine if self.rule is None else self.rule)(good, bad, scale)
         return converted(guided, own, kind, self.process, x, t)
 
 
@@ -217,12 +217,13 @@ class ClassifierGuided(_Around):
         """The guided prediction ``kind`` at (x, t)."""
         if missing := [name for name in self.only if conditions.get(name) is None]:
             raise ValueError(f"{missing[0]}: the classifier needs it at every call, as in {missing[0]}=...")
-        scale = scale_at(self.scale, self.process, t)
-        guided = self.plain("score", x, t, conditions) + match(scale, x) * self._gradient(x, t, conditions)
+        scale = scale_at(self.scale, self.process, t, x)
+        guided = self.plain("score", x, t, conditions) + scale * self._gradient(x, t, conditions)
         return converted(guided.to(x.dtype), "score", kind, self.process, x, t)
 
     def _gradient(self, x: Tensor, t: Any, conditions: Mapping[str, Any]) -> Tensor:
-        times = t.to(x).expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # half precision resolves three digits of a time
+        times = t.to(dtype).expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t, dtype=dtype)
 
         def total(x: Tensor) -> Tensor:
             value = self.log_prob(x, times, **conditions)
@@ -309,6 +310,8 @@ def _both(name: str, value: Any, free: Mapping[str, Any], x: Tensor) -> Any:
             f"{name}: what is given is {shapes[0]}, its null for {len(x)} samples {shapes[1]}: in one call of twice the"
             " batch both must be tensors [batch, ...] of one shape; doubled=False makes two calls"
         )
+    if other.is_floating_point() and not value.is_floating_point():
+        raise ValueError(f"null: {name} holds {value.dtype}, its null {other.dtype}: give a whole number")
     return torch.cat([value, other.to(value.dtype)])
 
 
