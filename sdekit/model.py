@@ -242,7 +242,7 @@ def _held(thing: Any) -> Iterator[Any]:
         yield from (thing.__self__, thing.__func__)
     elif inspect.isfunction(thing):
         known = inspect.getclosurevars(thing)
-        yield from known.nonlocals.values()
+        yield from (*known.nonlocals.values(), *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values())
         # of other modules' functions there is no end
         near = (value for value in known.globals.values() if not inspect.isfunction(value) or _same_file(value, thing))
         yield from near
