@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
+    from sdekit import data, divergence, elementwise, interop, metrics, nn, ode, report, solvers, targets, training
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
@@ -36,16 +36,16 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
-    "fitting", "grid", "identity", "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics",
-    "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results", "sampling", "solvers",
-    "targets", "testing", "training",
+    "fitting", "grid", "identity", "interop", "jackknife", "likelihood", "metrics", "misfit", "model",
+    "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results",
+    "sampling", "solvers", "targets", "testing", "training",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
     "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
-    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
-    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "log_prob", "march",
+    "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 

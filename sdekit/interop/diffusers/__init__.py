@@ -1,0 +1,1 @@
+"""Networks of diffusers as models here, and solvers of this package as schedulers of diffusers' pipelines."""
