@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdekit.data import Quantization
     from sdekit.fitting import fit_ays, fit_gits
     from sdekit.grid import Grid, table_times
+    from sdekit.latents import Latent, latent
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
     from sdekit.ode import decode, encode, flow
@@ -27,6 +28,7 @@ _NAMES = {
     "data": ("Quantization",),
     "fitting": ("fit_ays", "fit_gits"),
     "grid": ("Grid", "table_times"),
+    "latents": ("Latent", "latent"),
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
     "ode": ("decode", "encode", "flow"),
@@ -36,16 +38,17 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
-    "fitting", "grid", "identity", "interop", "jackknife", "likelihood", "metrics", "misfit", "model",
+    "fitting", "grid", "identity", "interop", "jackknife", "latents", "likelihood", "metrics", "misfit", "model",
     "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results",
     "sampling", "solvers", "targets", "testing", "training",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
-    "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
-    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "log_prob", "march",
-    "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data",
+    "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "latent",
+    "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training",
 ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from sdekit.model import evaluating, in_evaluation_mode
 from sdekit.noise import normal
 from sdekit.prediction import PREDICTIONS
 from sdekit.results import PREVIEW, Cell, Store
-from sdekit.sampling import Callback, Model, sample
+from sdekit.sampling import Callback, Model, sample, space_of
 from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 
@@ -70,6 +70,7 @@ class Comparison:
         spread: the floor's standard deviation over sets of real data of that size.
         samples: the first ``PREVIEW`` samples of each cell, by its key.
         real: as many of ``reference``.
+        space: ``"latents"`` where the model is one of latents (``latent``): all distances are between latents.
     """
 
     cells: tuple[Cell, ...]
@@ -77,6 +78,7 @@ class Comparison:
     spread: Mapping[str, float]
     samples: Mapping[str, Tensor] = field(repr=False)
     real: Tensor = field(repr=False)
+    space: str = "data"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -109,7 +111,8 @@ def compare(
 
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
-        reference: real data [m, *event], best not seen in training; a tensor or a numpy array.
+        reference: real data [m, *event], best not seen in training; a tensor or a numpy array. For a model of latents,
+            their latents: ``model.encode(data)``; the records then call the target ``"…, latents"``.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
@@ -139,7 +142,8 @@ def compare(
     warn_of_start(model.process, data)
     more = None if real is None else _data("real", real)
     ruler = _Ruler.make(data, more, features, samples, _identity("features", features, out))
-    named, grids = _named(solvers), _named_grids(grid)
+    named, grids, space = _named(solvers), _named_grids(grid), space_of(model)
+    target = target if space == "data" else f"{target}, {space}"
     network, store = _identity("model", model, out), Store(None if out is None else Path(out))
     run = _Run(model, (samples, *data.shape[1:]), seed, batch_size, target, ruler, network, named, grids, store)
     cells = run.cells(list(named), list(grids), nfe)
@@ -149,7 +153,7 @@ def compare(
 
     def result() -> Comparison:
         previews = {cell.key: found["x"] for cell in finished if (found := store.load(cell.key))}
-        return Comparison(tuple(finished), floor, ruler.spread, previews, ruler.data[:PREVIEW])
+        return Comparison(tuple(finished), floor, ruler.spread, previews, ruler.data[:PREVIEW], space)
 
     try:
         endpoint, error = run.endpoint(ticker, needed=any(not (cell.stochastic or cell.note) for cell in todo))
