@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.elementwise import Scalar, atan2, cos, exp, expm1, log, log1p, softplus, sqrt, tan
+from sdekit.elementwise import Scalar, atan2, cos, exp, expm1, log, log1p, sin, softplus, sqrt, tan
 from sdekit.interop.adapter import Adapter
 from sdekit.model import ScoreModel
 from sdekit.names import unknown
@@ -82,6 +82,9 @@ class Cosine(_Leaking):
 
     def log_alpha(self, t: Scalar) -> Scalar:
         return log(cos(math.acos(self.alpha_min) * t))
+
+    def log_sigma(self, t: Scalar) -> Scalar:  # 1 − cos² = sin²: no cancellation at small t
+        return 0.5 * log(sin(math.acos(self.alpha_min) * t) ** 2 + self.sigma_min**2)
 
     def drift_rate(self, t: Scalar) -> Scalar:
         return -math.acos(self.alpha_min) * tan(math.acos(self.alpha_min) * t)
@@ -208,7 +211,7 @@ def wrap(denoiser: Any, *, process: Process | None = None) -> ScoreModel:
 
     x reaches it in the state's own dtype: it casts to its backbone's itself. Keyword arguments are conditions of
     ``sample``. A ``GaussianDenoiser`` takes one time for a whole batch; calls with a time for each sample
-    (``sample_adaptive``, ``log_prob`` by default) are refused.
+    (``sample_adaptive``, ``encode``, ``log_prob``) are refused.
 
     Args:
         denoiser: with its ``schedule``.
@@ -242,7 +245,7 @@ def _mean_at_one_time(denoiser: Any, x: Tensor, t: Tensor, **conditions: Any) ->
 def _common(process: Process, t: float | Tensor) -> float | Tensor:
     if isinstance(t, Tensor) and t.ndim:
         raise ValueError(
-            "a GaussianDenoiser takes one time for the whole batch, but each sample has its own here: use sample, and"
-            ' method="unipc-3" or the like for log_prob'
+            "a GaussianDenoiser takes one time for the whole batch, which serves sample alone: all else gives each"
+            " sample its own"
         )
     return t

@@ -25,7 +25,7 @@ def wrap(net: Any, *, one_time: bool = False) -> ScoreModel:
     Args:
         net: returns x's shape.
         one_time: it takes one time for the whole batch, t without dimensions. Then calls with a time for each sample
-            (``sample_adaptive``, ``log_prob`` by default) are refused.
+            (``sample_adaptive``, ``encode``, ``log_prob``) are refused.
 
     Raises ValueError for a network whose first inputs are called (x, t).
 
@@ -66,7 +66,7 @@ def _joined(net: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any)
 def _common(process: Process, t: float | Tensor) -> float | Tensor:
     if isinstance(t, Tensor) and t.ndim:
         raise ValueError(
-            "this network takes one time for the whole batch (one_time=True), but each sample has its own here:"
-            ' use sample, and method="unipc-3" or the like for log_prob'
+            "this network takes one time for the whole batch (one_time=True), which serves sample alone: all else gives"
+            " each sample its own, so give a network that takes t [batch]"
         )
     return 1 - t

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,11 +62,13 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol: whatever it is, it is refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"path={os.fspath(path)!r}: it pickles objects, which can run any code, so it is not read: where you"
-            " trust it, convert it once where its own code is, for EDM by"
+            f"path={os.fspath(path)!r}: it is no file of tensors alone. A pickle of objects can run any code and is"
+            " not read: where you trust it, convert it once where its own code is, for EDM by"
             " torch.save(pickle.load(open('net.pkl', 'rb'))['ema'].state_dict(), 'net.pt'), and give net.pt"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
