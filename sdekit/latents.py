@@ -124,7 +124,7 @@ def latent(
         scale, shift: diffusers' ``scaling_factor`` and ``shift_factor``; or tensors that broadcast against latents.
         encoder: data → latents, before shift and scale; of a distribution that it returns, as ``vae.encode``, the mode.
 
-    Raises ValueError for a model that is none, or a scale with a 0.
+    Raises ValueError for a model that has a decoder already, or a scale with a 0.
 
     >>> from sdekit import VP, sample, targets
     >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
@@ -133,8 +133,6 @@ def latent(
     >>> out.space, model.decode(out, batch_size=3).shape
     ('latents', torch.Size([4, 6]))
     """
-    if not isinstance(model, Model):
-        raise ValueError(f"model: a {type(model).__name__}: it must be a ScoreModel, or what wraps one")
     if isinstance(model, Latent):
         raise ValueError("model: it has a decoder already: give the model inside, as its attribute model")
     if bool((torch.as_tensor(scale) == 0).any()):

@@ -84,7 +84,7 @@ def test_the_ode_leads_where_sbis_does(kind):
     found = sk.decode(model, begin, method="dopri5", rtol=1e-8, atol=1e-9)
     assert torch.allclose(found, truth, rtol=0, atol=1e-7)
     assert own.training
-    runs = [sk.sample(model, (8, 2), solver="dpmpp-3m", nfe=150, start=begin, final="none").x for _ in range(2)]
+    runs = [sk.sample(model, (8, 2), solver="dpmpp-3m", nfe=400, start=begin, final="none").x for _ in range(2)]
     assert torch.allclose(runs[0], truth, rtol=0, atol=2e-3)
     assert torch.equal(*runs)
 
@@ -164,5 +164,5 @@ def test_an_estimator_that_sbi_trained_is_taken_as_it_is():
     assert torch.allclose(model.score(states, t), truth, atol=1e-5)
     out = sk.sample(model, (16, 2), nfe=10, start=sbi.start(own, 16))
     assert out.x.isfinite().all()
-    half = sbi.wrap(own.bfloat16(), x_o)
-    assert sk.sample(half, (4, 2), nfe=5, seed=0).x.isfinite().all()
+    with pytest.raises(ValueError, match=r"in torch.bfloat16.*\.float\(\)"):
+        sbi.wrap(own.bfloat16(), x_o)

@@ -45,7 +45,7 @@ def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
             ``observation=``, [n, *condition] or [1, *condition].
 
     Raises ValueError for an estimator of another kind, for one that standardises θ outside its network
-    (``compose_standardization=True``; see ``latent``), and where the observation is missing, given twice, or of
+    (``compose_standardization=True``) or is in half precision, and where the observation is missing, given twice, or of
     another shape.
     """
     process = process_of(estimator)
@@ -53,6 +53,11 @@ def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
         raise ValueError(
             "estimator: it was trained with compose_standardization=True, so that its states are not θ but"
             " to_z(θ): train with compose_standardization=False"
+        )
+    if estimator.mean_base.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"estimator: it is in {estimator.mean_base.dtype}, in which its own formula for σ(t) is 0 near the data: give"
+            " estimator.float()"
         )
     shape = tuple(estimator.condition_shape)
     if observation is not None:
