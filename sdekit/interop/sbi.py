@@ -64,8 +64,11 @@ def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
         _check(observation, shape, 1)
 
     def score(estimator: Any, theta: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        x = _observed(observation, shape, theta, **conditions)
-        return estimator.score(input=theta, condition=x.to(theta), t=t)
+        x = observation
+        if x is None or conditions:
+            x = _observed(observation, shape, theta, **conditions)
+        fits = x.dtype == theta.dtype and x.device == theta.device
+        return estimator.score(theta, x if fits else x.to(theta), t)
 
     return ScoreModel(Adapter(estimator, score), process, "score")
 
