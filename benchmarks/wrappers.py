@@ -4,9 +4,9 @@
     python benchmarks/wrappers.py --repeats 100
 
 The networks are trivial, on a state of 16×3×8×8 and one thread, so that what is left is host cost. The bare call is
-what the library itself would call, with times [batch] made for it, as every caller has to. Each figure is the least CPU time of the repeats,
-taken in turn with the others. The last rows are whole runs by k-diffusion's contract, per evaluation. Libraries that
-are not installed are left out.
+what the library itself would call, with times [batch] made for it, as every caller has to. Each figure is the least CPU
+time of the repeats, taken in turn with the others. The last rows are whole runs by k-diffusion's contract, per
+evaluation. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
