@@ -201,7 +201,7 @@ class ScoreModel:
             return (told.to(dtype) if told.is_floating_point() else told.long()).expand(x.shape[0])
         return x.new_full((x.shape[0],), told, dtype=torch.int64 if isinstance(told, Integral) else dtype)
 
-    def _check(self, output: Tensor, x: Tensor, t: float | Tensor) -> None:
+    def _check(self, output: Any, x: Tensor, t: float | Tensor) -> None:
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"the network returned a {type(output).__name__}, not a tensor: of a network of diffusers"

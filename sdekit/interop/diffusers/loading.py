@@ -201,7 +201,7 @@ def _network(path: Path, dtype: torch.dtype | None) -> nn.Module:
     options = {} if dtype is None else {"torch_dtype": dtype}
     try:
         network = cls.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"folder={str(path)!r}: the weights do not make a {name} ({error})") from error
     network.register_to_config(_name_or_path="")  # where a network was found says nothing about what it is
     return network
@@ -221,7 +221,7 @@ def _transformers(path: Path, index: Mapping[str, Any], part: str, **options: An
         _check_weights(path / part)
     try:
         return cls.from_pretrained(str(path / part), local_files_only=True, **options)
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"folder={str(path)!r}: {part} does not make a {name} ({error})") from error
 
 
