@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sdekit.ode import decode, encode, flow
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
+    from sdekit.thresholding import Thresholded
 
 _NAMES = {
     "adaptive": ("AdaptiveSolution", "sample_adaptive"),
@@ -34,19 +35,20 @@ _NAMES = {
     "ode": ("decode", "encode", "flow"),
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
+    "thresholding": ("Thresholded",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
     "fitting", "grid", "identity", "interop", "jackknife", "latents", "likelihood", "metrics", "misfit", "model",
     "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results",
-    "sampling", "solvers", "targets", "testing", "training",
+    "sampling", "solvers", "targets", "testing", "thresholding", "training",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
-    "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data",
-    "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "latent",
+    "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "Thresholded", "compare",
+    "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "latent",
     "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times",
     "targets", "training",
 ]  # fmt: skip

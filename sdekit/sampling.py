@@ -96,14 +96,14 @@ def march(
         if row.evaluate:
             F = model.predict(plan.predicts, x, here.t, **conditions)  # noqa: N806
             history.appendleft(F if row.linear is None else F - row.linear * x)
-        x, here = _combine(row, anchor, history, draw), row.to
+        x, here = combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
             anchor, before = x, here
             yield here, x
 
 
-def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     for b, F in zip(row.history, history):  # noqa: N806

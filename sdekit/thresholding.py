@@ -123,7 +123,12 @@ class Thresholded:
 
 
 def thresholded(
-    rule: Callable[[Tensor], Tensor], kind: str, process: Process, t: float | Tensor, x: Tensor, F: Tensor  # noqa: N803
+    rule: Callable[[Tensor], Tensor],
+    kind: str,
+    process: Process,
+    t: float | Tensor,
+    x: Tensor,
+    F: Tensor,  # noqa: N803
 ) -> Tensor:
     """The prediction F of that kind with its x_0 changed by ``rule``: F + (dF/dx_0)(rule(x_0) − x_0)."""
     if kind == "x0":

@@ -1,4 +1,4 @@
-r"""What a scheduler's configuration says about a network: its process, its prediction, the time it is told, thresholding.
+r"""What a scheduler's configuration says about a network: process, prediction, the time it is told, thresholding.
 
     β tables         ``DiscreteVP``; entry n of the table is t = (n + 1)/T, and the network is told n
     flow matching    ``Flow``; the network is told T t. The shift is one of grids and leaves the process as it is
@@ -148,9 +148,10 @@ def settings(scheduler: Any) -> tuple[str, dict[str, Any]]:
             )
         return name, given
     import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     cls = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise unknown("scheduler", name, [known for known in dir(diffusers) if known.endswith("Scheduler")])
     parameters = inspect.signature(cls.__init__).parameters.values()
     known = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
@@ -259,13 +260,15 @@ SCHEDULES: dict[str, Callable[[int, float, float], list[float]]] = {
         low + (high - low) / (1 + math.exp(-u)) for u in _line(steps, -6.0, 6.0)
     ],  # Xu et al. 2022 (GeoDiff)
 }
-_LEAST = 2.0**-24  # ᾱ of the last entry where it would be 0, as diffusers' Euler, DPM-Solver and UniPC schedulers have it
+_LEAST = (
+    2.0**-24
+)  # ᾱ of the last entry where it would be 0, as diffusers' Euler, DPM-Solver and UniPC schedulers have it
 
 
 def zero_terminal_snr(betas: Sequence[float]) -> list[float]:
     """The table shifted and scaled so that √ᾱ ends at 0 and keeps its first entry (Lin et al. 2024, algorithm 1).
 
-    The last ᾱ is 2^−24, not 0, where λ would be −∞: α = 2.4e-4, the part of the data that a start from noise leaves out.
+    The last ᾱ is 2^−24, not 0, where λ would be −∞: a start from noise leaves out α = 2.4e-4 of the data.
 
     >>> betas = zero_terminal_snr([0.1, 0.2, 0.5])
     >>> round(betas[0], 12), math.prod(1 - beta for beta in betas) * 2**24

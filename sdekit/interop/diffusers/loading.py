@@ -1,4 +1,4 @@
-"""Networks and pipelines that ``save_pretrained`` wrote, as models here. Nothing is downloaded, and no pickle is read."""
+"""Networks and pipelines that ``save_pretrained`` wrote, as models. Nothing is downloaded, and no pickle is read."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ def load_pipeline(
     """
     path = _folder(folder)
     if not (path / "model_index.json").is_file():
-        raise ValueError(f"folder={str(path)!r}: no model_index.json, so it is no pipeline; load takes a network's folder")
+        raise ValueError(
+            f"folder={str(path)!r}: no model_index.json, so it is no pipeline; load takes a network's folder"
+        )
     index = _object(path / "model_index.json")
     model = load(path, clip=clip, dtype=dtype, device=device)
     name = next((one for one in ("vae", "vqvae", "movq") if _class_of(index, one)), None)
@@ -164,7 +166,9 @@ def load_pipeline(
 def _folder(folder: Folder) -> Path:
     path = Path(folder)
     if not path.is_dir():
-        raise ValueError(f"folder={str(path)!r}: no such folder; nothing is downloaded: save_pretrained(folder) writes one")
+        raise ValueError(
+            f"folder={str(path)!r}: no such folder; nothing is downloaded: save_pretrained(folder) writes one"
+        )
     return path
 
 
@@ -184,20 +188,23 @@ def _class_of(index: Mapping[str, Any], part: str) -> str | None:
 def _network(path: Path, dtype: torch.dtype | None) -> nn.Module:
     """The network of diffusers in that folder, of the class that its configuration names."""
     import diffusers
+    from diffusers.models.modeling_utils import ModelMixin
 
     if not (path / "config.json").is_file():
         raise ValueError(f"folder={str(path)!r}: no config.json; save_pretrained(folder) of the network writes it")
     _check_weights(path)
     name = str(_object(path / "config.json").get("_class_name"))
     cls: Any = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
         known = [one for one in dir(diffusers) if one.endswith(("Model", "AutoencoderKL", "VQModel"))]
         raise unknown("network of diffusers", name, known)
     options = {} if dtype is None else {"torch_dtype": dtype}
     try:
-        return cls.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
-    except (OSError, RuntimeError, TypeError) as error:
+        network = cls.from_pretrained(str(path), local_files_only=True, use_safetensors=True, **options)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"folder={str(path)!r}: the weights do not make a {name} ({error})") from error
+    network.register_to_config(_name_or_path="")  # where a network was found says nothing about what it is
+    return network
 
 
 def _transformers(path: Path, index: Mapping[str, Any], part: str, **options: Any) -> Any:
@@ -207,12 +214,14 @@ def _transformers(path: Path, index: Mapping[str, Any], part: str, **options: An
     library, name = index[part]
     cls: Any = getattr(transformers, name, None) if library == "transformers" else None
     if not (isinstance(cls, type) and hasattr(cls, "from_pretrained")):
-        raise ValueError(f"folder={str(path)!r}: {part} is a {name} of {library}; only those of transformers are loaded")
+        raise ValueError(
+            f"folder={str(path)!r}: {part} is a {name} of {library}; only those of transformers are loaded"
+        )
     if "use_safetensors" in options:
         _check_weights(path / part)
     try:
         return cls.from_pretrained(str(path / part), local_files_only=True, **options)
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"folder={str(path)!r}: {part} does not make a {name} ({error})") from error
 
 
@@ -222,8 +231,8 @@ def _check_weights(path: Path) -> None:
     pickles = sorted(one.name for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for one in path.glob(kind))
     if pickles:
         raise ValueError(
-            f"folder={str(path)!r}: {pickles[0]} is a pickle, which may run code and is not read: where you trust it, load"
-            " it with its own library (from_pretrained(folder, use_safetensors=False)), then"
+            f"folder={str(path)!r}: {pickles[0]} is a pickle, which may run code and is not read: where you trust it,"
+            " load it with its own library (from_pretrained(folder, use_safetensors=False)), then"
             " save_pretrained(folder, safe_serialization=True) writes the safetensors file"
         )
     raise ValueError(f"folder={str(path)!r}: no weights: save_pretrained(folder) writes them, as a .safetensors file")

@@ -27,8 +27,8 @@ class Network(nn.Module):
         parameters = inspect.signature(network.forward).parameters
         if not {"timestep", "return_dict"} <= parameters.keys():
             raise ValueError(
-                f"network: {type(network).__name__}.forward takes no timestep= and return_dict=, so it is no denoiser of"
-                " diffusers; a network that is called net(x, t) is given to ScoreModel itself"
+                f"network: {type(network).__name__}.forward takes no timestep= and return_dict=, so it is no denoiser"
+                " of diffusers; a network that is called net(x, t) is given to ScoreModel itself"
             )
         config: dict[str, Any] = dict(getattr(network, "config", {}))
         self.channels = _channels(type(network).__name__, config)
@@ -86,8 +86,8 @@ def _channels(name: str, config: dict[str, Any]) -> int | None:
     if before is None or after in (None, before, 2 * before):
         return before
     raise ValueError(
-        f"network: {name} takes {before} channels and returns {after}: it is told more than the noisy sample (a mask, an"
-        " image); join those to x in a function of (x, t), and give it to ScoreModel"
+        f"network: {name} takes {before} channels and returns {after}: it is told more than the noisy sample (a mask,"
+        " an image); join those to x in a function of (x, t), and give it to ScoreModel"
     )
 
 
