@@ -68,7 +68,9 @@ class Solution:
 
 
 def space_of(model: object) -> str:
-    """What a model's states are: ``"data"``, or ``"latents"`` of a ``Latent``."""
+    """What the states of a model are, or of the model that it wraps: ``"data"``, or ``"latents"`` of a ``Latent``."""
+    while model is not None and not hasattr(model, "space"):
+        model = getattr(model, "model", None)
     return getattr(model, "space", "data")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import sdekit as sk
 from sdekit.interop import edm, score_sde
+from sdekit.testing import simgpu
 
 F64 = torch.float64
 
@@ -142,6 +143,16 @@ def test_one_row_of_labels_serves_every_sample():
 def test_another_shape_of_result_is_refused():
     with pytest.raises(ValueError, match=r"shape \[6, 2\] for x of shape \[6, 3\]"):
         edm.wrap(lambda x, sigma: x[:, :2]).x0(latents(), 1.0)
+
+
+def test_labels_on_a_device_are_not_read():
+    numbers = torch.tensor([0, 3, 1, 1, 2, 0])
+    here = sk.sample(edm.wrap(Precond(4)), (6, 3), nfe=5, seed=0, class_labels=numbers).x
+    with simgpu.device() as gpu:
+        model, there = edm.wrap(Precond(4).to(gpu.device)), numbers.to(gpu.device)
+        with gpu.forbid_host_reads():
+            found = sk.sample(model, (6, 3), nfe=5, seed=0, class_labels=there).x
+        assert torch.equal(found.cpu(), here)
 
 
 # score_sde: the score as its get_score_fn states it, and the ODE drift of Song et al. 2021, eq. 13

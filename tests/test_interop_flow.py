@@ -149,7 +149,9 @@ def test_torchcfms_own_networks():
 def test_torchcfms_unet_takes_its_label():
     unet = pytest.importorskip("torchcfm.models.unet.unet")
     torch.manual_seed(0)
-    net = unet.UNetModelWrapper(dim=(1, 8, 8), num_channels=32, num_res_blocks=1, channel_mult=(1, 1), num_classes=3, class_cond=True).eval()
+    net = unet.UNetModelWrapper(
+        dim=(1, 8, 8), num_channels=32, num_res_blocks=1, channel_mult=(1, 1), num_classes=3, class_cond=True
+    ).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.02)  # its last layer begins at 0

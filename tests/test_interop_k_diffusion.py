@@ -15,6 +15,7 @@ from torch import nn
 import sdekit as sk
 from sdekit.interop.k_diffusion import sampler, wrap
 from sdekit.solvers import get, names
+from sdekit.testing import simgpu
 
 SIGMAS = [20.0, 7.0, 3.0, 1.5, 0.8, 0.4, 0.15, 0.05]
 FLOW_SIGMAS = [1.0, 0.93, 0.8, 0.6, 0.4, 0.2, 0.05]
@@ -279,6 +280,31 @@ def wrapper(kind: str, inner: nn.Module) -> nn.Module:
         "v table": lambda: external.DiscreteVDDPMDenoiser(inner, kept, quantize=False),
         "v": lambda: external.VDenoiser(inner),
     }[kind]()
+
+
+@pytest.mark.parametrize("name", ["unipc-3", "dpmpp-2m-sde", "edm", "restart"])
+def test_a_device_is_read_once_for_the_sigmas_and_no_more(name):
+    x, sigmas = 20 * start().float(), torch.tensor([*SIGMAS, 0.0])
+
+    def net(x, sigma):
+        return torch.tanh(x) / (1 + sigma[:, None])
+
+    here = sampler(name, seed=0)(net, x, sigmas, disable=True)
+    with simgpu.device() as gpu:
+        there = x.to(gpu.device)
+        with gpu.forbid_host_reads():
+            found = sampler(name, seed=0)(net, there, sigmas, disable=True)
+        assert found.device.type == "simgpu"
+        assert torch.equal(found.cpu(), here)
+        found = sampler(name, seed=0)(net, there, sigmas.to(gpu.device), disable=True)
+        assert torch.equal(found.cpu(), here)
+
+
+def test_a_solver_fitted_to_another_process_is_refused():
+    target = sk.targets.Gaussian(torch.zeros(2), torch.eye(2))
+    fitted = sk.solvers.fit_dpm_v3(target.model(sk.VP()), target.sample(32), knots=5)
+    with pytest.raises(ValueError, match="VP"):
+        sampler(fitted)(denoise, start(), [*SIGMAS, 0.0], disable=True)
 
 
 KINDS = ["eps", "eps quantized", "v table", "v", "karras"]

@@ -49,6 +49,11 @@ def test_samples_are_the_inner_models_and_say_their_space():
     assert model.nfe == model.model.nfe > 0
 
 
+def test_what_wraps_a_model_of_latents_says_so_too():
+    model = sk.Thresholded(made()[0])
+    assert sk.sample(model, (2, 2), nfe=3, seed=0).space == "latents"
+
+
 def test_decoding_undoes_shift_and_scale_in_batches():
     model, decoder = made()
     z = sk.sample(model, (5, 2), nfe=6, seed=0)

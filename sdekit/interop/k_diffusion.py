@@ -225,7 +225,11 @@ class _Cast(nn.Module):
 
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.net, self.dtype = net, dtype
+        self.net: Any = net
+        self.dtype = dtype
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.net(x.to(self.dtype), *args, **kwargs).to(x.dtype)
+
+    def apply_model(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # what ``CompVisDenoiser`` calls
+        return self.net.apply_model(x.to(self.dtype), *args, **kwargs).to(x.dtype)
