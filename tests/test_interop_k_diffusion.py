@@ -186,6 +186,24 @@ def test_comfys_flow_models_are_told_by_their_sampling():
     assert (flow - ve).abs().max() > 1e-3
 
 
+def test_forges_flow_models_are_told_by_their_predictor():
+    class Model:
+        inner_model = SimpleNamespace(predictor=SimpleNamespace(prediction_type="const"))
+
+        def __call__(self, x, sigma):
+            return denoise(x, sigma)
+
+    flow = sampler("unipc-2", coordinates="flow")(denoise, start(), [*FLOW_SIGMAS, 0.0], disable=True)
+    assert torch.equal(sampler("unipc-2")(Model(), start(), [*FLOW_SIGMAS, 0.0], disable=True), flow)
+
+
+@pytest.mark.parametrize("first", [0.9995, 0.9, 0.3])
+def test_a_flow_run_that_begins_below_one_begins_there(first):
+    sigmas = [first, first / 2, first / 5]
+    found = sampler("unipc-2", coordinates="flow")(denoise_flow, start(), [*sigmas, 0.0], disable=True)
+    assert close(found, ours("unipc-2", [*sigmas, 0.0], start(), sk.Flow(sigmas[-1], first), denoise_flow))
+
+
 def test_sigmas_close_to_one_stay_in_their_order():
     sigmas = [1.0, 0.9995, 0.999, 0.5, 0.0]
     found = sampler("dpmpp-2m", coordinates="flow")(denoise_flow, start(), sigmas, disable=True)

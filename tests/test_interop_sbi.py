@@ -65,6 +65,8 @@ def test_the_process_and_the_score_are_the_estimators(kind):
         )
         assert torch.allclose(torch.full_like(theta, model.process.sigma(t)), own.std_fn(time).expand(8, 2), rtol=1e-9)
         assert torch.allclose(model.flow(theta, t), own.ode_fn(theta, X_O, time), rtol=1e-8, atol=1e-9)
+    assert torch.equal(sbi.wrap(own, X_O.numpy()).score(theta, 0.4), model.score(theta, 0.4))
+    assert torch.equal(sbi.wrap(own).score(theta, 0.4, observation=X_O.numpy()), model.score(theta, 0.4))
     rows = torch.cat([X_O + i for i in range(8)])
     given = sbi.wrap(own)
     assert torch.allclose(

@@ -30,6 +30,7 @@ from sdekit.solvers.tableau import DATA, Plan, Row
 
 Sampler = Callable[..., Tensor]
 Levels = Sequence[float]
+_ONE = 1 - 1e-4  # above, a flow model's σ is taken for 1 with a rounding
 
 
 def _ve(levels: Levels) -> tuple[Process, list[float]]:
@@ -39,8 +40,10 @@ def _ve(levels: Levels) -> tuple[Process, list[float]]:
 def _flow(levels: Levels) -> tuple[Process, list[float]]:
     if levels[0] > 1:
         raise ValueError(f"sigmas begin at {levels[0]:g}: those of a flow model lie between 0 and 1")
-    # λ is −∞ at σ = 1: begin just inside, above the next σ
-    inside = [min(levels[0], max(Flow().t_max, (1 + levels[1]) / 2)), *levels[1:]]
+    first = levels[0]
+    if first > _ONE:  # λ is −∞ at σ = 1: begin just inside, above the next σ
+        first = min(first, max(Flow().t_max, (1 + levels[1]) / 2))
+    inside = [first, *levels[1:]]
     return Flow(t_min=inside[-1], t_max=inside[0]), inside
 
 
@@ -62,14 +65,15 @@ def sampler(
     Args:
         solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``.
         coordinates: a name in ``COORDINATES``; ``"auto"`` is ``"flow"`` where the model is ComfyUI's and holds a
-            ``model_sampling`` of its class ``CONST``, and ``"ve"`` elsewhere.
+            ``model_sampling`` of its class ``CONST`` (Forge's: a ``predictor`` of type "const"), else ``"ve"``.
         seed: of a stochastic solver's noise, which is sdekit's own: row i of x gets sample i's numbers, whatever the
             batch or device. None takes ``extra_args["seed"]``, which ComfyUI gives, else draws one. Deterministic
             solvers need none.
         noise: ``"independent"`` or ``"brownian"``, as in ``sample``.
 
-    A flow model's σ = 1, where λ is −∞, is run as 0.999, or as what lies half-way to the next σ where that is larger:
-    x is multiplied by it, so that it stays that multiple of the noise. That leaves out 0.001 x_0, as ``Flow`` does.
+    A flow model's σ = 1 (above 0.9999), where λ is −∞, is run as 0.999, or as what lies half-way from the next σ to 1
+    where that is larger: x is multiplied by it, so that it is that multiple of the noise. That leaves out 0.001 x_0, as
+    ``Flow`` does.
 
     Raises ValueError here for unknown names; ``f`` does for sigmas that are too few, negative, not finite or do not
     fall, for a flow model's σ above 1, and for a model whose result has another shape than x.
@@ -134,10 +138,12 @@ def _plan(solver: Solver, coordinates: str, levels: list[float]) -> tuple[Proces
 
 
 def _is_flow(model: object) -> bool:
-    """Whether ComfyUI says so: the ``model_sampling`` of what the model wraps is a ``CONST``."""
+    """Whether ComfyUI or Forge says so, by what the model, or a model that it wraps, holds."""
     while model is not None:
         if (sampling := getattr(model, "model_sampling", None)) is not None:
             return any(base.__name__ == "CONST" for base in type(sampling).__mro__)
+        if (predictor := getattr(model, "predictor", None)) is not None:
+            return getattr(predictor, "prediction_type", None) == "const"
         model = getattr(model, "inner_model", None)
     return False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def process_of(estimator: Any) -> Process:
     return kind(**{name: float(getattr(estimator, name)) for name in arguments})
 
 
-def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
+def wrap(estimator: Any, observation: Tensor | np.ndarray | None = None) -> ScoreModel:
     """A ``VPScoreEstimator``, ``SubVPScoreEstimator`` or ``VEScoreEstimator`` as a ``ScoreModel`` of θ.
 
     That is ``inference.train()`` of ``NPSE``; a posterior of sbi holds it as ``posterior.vector_field_estimator``.
@@ -56,12 +57,11 @@ def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
         )
     if estimator.mean_base.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
-            f"estimator: it is in {estimator.mean_base.dtype}, in which its own formula for σ(t) is 0 near the data: give"
-            " estimator.float()"
+            f"estimator: it is in {estimator.mean_base.dtype}, in which its own formula for σ(t) is 0 near the data:"
+            " give estimator.float()"
         )
     shape = tuple(estimator.condition_shape)
-    if observation is not None:
-        _check(observation, shape, 1)
+    observation = None if observation is None else _checked(observation, shape, 1)
 
     def score(estimator: Any, theta: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         x = observation
@@ -74,24 +74,22 @@ def wrap(estimator: Any, observation: Tensor | None = None) -> ScoreModel:
 
 
 def _observed(
-    bound: Tensor | None, shape: tuple[int, ...], theta: Tensor, *, observation: Tensor | None = None
+    bound: Tensor | None, shape: tuple[int, ...], theta: Tensor, *, observation: Tensor | np.ndarray | None = None
 ) -> Tensor:
     if (bound is None) == (observation is None):
         raise ValueError(
             f"observation: {'missing' if bound is None else 'given twice'}: give x_o [1, {_sizes(shape)}] to wrap, or"
             " observation= to each call"
         )
-    if observation is not None:
-        _check(observation, shape, len(theta))
-        return observation
-    assert bound is not None
-    return bound
+    return _checked(bound if observation is None else observation, shape, len(theta))
 
 
-def _check(observation: Tensor, shape: tuple[int, ...], n: int) -> None:
+def _checked(observation: Any, shape: tuple[int, ...], n: int) -> Tensor:
+    observation = torch.as_tensor(observation)
     if tuple(observation.shape[1:]) != shape or observation.ndim != len(shape) + 1 or len(observation) not in (1, n):
         allowed = f"[1, {_sizes(shape)}]" + (f" or [{n}, {_sizes(shape)}]" if n > 1 else "")
         raise ValueError(f"observation: shape {list(observation.shape)}, it must be {allowed}")
+    return observation
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
