@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.interop.diffusers.config import Trained
-from sdekit.process import Flow, Knot
+from sdekit.process import DiscreteVP, Flow, Knot
 
 # σ of a table of diffusers is float32's: near the data 1 − ᾱ loses 3e-4 of it
 _ROUNDING = 1e-3
@@ -68,10 +68,10 @@ def _place(trained: Trained, name: str, t: float) -> float:
     return sigma_of(trained, trained.process.knot(t))
 
 
-def tensor_of(told: Sequence[float], device: Any) -> tuple[list[float], Tensor]:
-    """What the network is told, as numbers and as a tensor: int64 where all are whole, else float32."""
+def tensor_of(trained: Trained, told: Sequence[float], device: Any) -> tuple[list[float], Tensor]:
+    """What the network is told, as numbers and as a tensor: int64 for entries of a table, else float32."""
     whole = [float(round(value)) for value in told]
-    if all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(told, whole)):
+    if isinstance(trained.process, DiscreteVP) and all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(told, whole)):
         return whole, torch.tensor([int(value) for value in whole], device=device)
     tensor = torch.tensor([*told], dtype=torch.float32)
     return tensor.tolist(), tensor.to(device)

@@ -134,7 +134,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._plan, self._run, self._begin_index, self._scaled = plan, None, None, -1
         self.num_inference_steps = len(every)
         told = [float(trained.clock(trained.process, stage.knot.t)) for stage in every]
-        self._told, self.timesteps = tensor_of(told, device)
+        self._told, self.timesteps = tensor_of(trained, told, device)
         self.sigmas = torch.tensor([sigma_of(trained, k) for k in (*(one.knot for one in every), plan.rows[-1].to)])
 
     def _counted(self, count: int | None, mu: float | None) -> Plan:
@@ -238,7 +238,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if self._run is None:
             index = self._begin_index
             if index is None:
-                index = self._index_of(self._plan, float(timestep) if told is None else told)
+                index = self._index_of(float(timestep) if told is None else told)
             plan = self._from(self._plan, index).to(sample.device, precise(sample.dtype), sample.shape[1:])
             self._run = Run(self._trained, plan, index)
         elif told is not None and self._run.index < len(self._told) and not equal(told, self._told[self._run.index]):
@@ -255,12 +255,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"begin_index={index}: it must lie in 0 … {len(self._told) - 1}")
         return rest(self._rule, self._trained.process, plan, index)
 
-    def _index_of(self, plan: Plan, told: float) -> int:
+    def _index_of(self, told: float) -> int:
         found = [i for i, one in enumerate(self._told) if equal(told, one)]
         if not found:
             raise ValueError(f"timestep={told:.6g} is none of the scheduler's timesteps")
-        every = stages(plan)
-        return next((i for i in found if every[i].begins), found[0])
+        return found[-1]  # of two at one place the second begins a step
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x = α x_0 + σ ε at each timestep [n], any of the network's: nothing of the run is asked."""

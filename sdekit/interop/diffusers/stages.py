@@ -12,17 +12,11 @@ from sdekit.solvers import Plan, Row, Solver
 
 @dataclass(frozen=True)
 class Stage:
-    """One evaluation at ``knot`` and the rows up to the next.
-
-    Attributes:
-        fresh: whether x is the anchor there.
-        begins: whether a step begins there: all of the one before is done but for what leads to x.
-    """
+    """One evaluation at ``knot`` and the rows up to the next; ``fresh`` where x is the anchor there."""
 
     knot: Knot
     rows: tuple[Row, ...]
     fresh: bool
-    begins: bool
 
 
 def stages(plan: Plan) -> list[Stage]:
@@ -37,56 +31,53 @@ def stages(plan: Plan) -> list[Stage]:
     if starts[:1] != [0]:
         raise ValueError("the solver's first row evaluates nothing: a pipeline of diffusers begins with an evaluation")
     knots = [plan.start, *(row.to for row in plan.rows)]
-    found, begins = list[Stage](), True
-    for i, j in zip(starts, [*starts[1:], len(plan.rows)]):
-        found.append(Stage(knots[i], plan.rows[i:j], i == 0 or plan.rows[i - 1].commit, begins))
-        begins = any(row.commit for row in plan.rows[i:j])
-    return found
+    fresh = [True, *(row.commit for row in plan.rows)]
+    return [Stage(knots[i], plan.rows[i:j], fresh[i]) for i, j in zip(starts, [*starts[1:], len(plan.rows)])]
 
 
 def rest(solver: Solver, process: Process, plan: Plan, index: int) -> Plan:
     """The plan of a run that begins at evaluation ``index`` of ``plan``, with nothing known of those before it.
 
     Its evaluations are those that are left, at the same times: the solver starts anew on the knots that are left. Where
-    the evaluation lies inside a step, the evaluations up to that step's end lead from one to the next as DDIM does.
+    the evaluation lies inside a step, those up to that step's end lead from one to the next as DDIM does.
 
     Raises ValueError for a solver that anew evaluates at other times: whose first steps take more evaluations, whose
     churn depends on the number of steps, or that goes back to more noise.
     """
     every = stages(plan)
-    left, whole = every[index:], index
-    while whole < len(every) and not every[whole].begins:
-        whole += 1
-    places = [*(stage.knot for stage in every[index:whole]), _after(every, whole)]
+    for whole in range(index, min(index + solver.evaluations, len(every) + 1)):
+        found = _from(solver, process, plan, every, index, whole)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"solver {solver.label!r} cannot begin at step {index} of {len(every)}, as img2img with a strength asks: anew"
+        " from there it evaluates elsewhere; a solver of one evaluation a step can, as dpmpp-2m"
+    )
+
+
+def _from(solver: Solver, process: Process, plan: Plan, every: Sequence[Stage], index: int, whole: int) -> Plan | None:
+    """DDIM from evaluation ``index`` to ``whole``, the solver from there; None where that evaluates at other times."""
+    after = every[whole].knot if whole < len(every) else plan.rows[-1].to
+    places = [*(stage.knot for stage in every[index:whole]), after]
     head = [_constant(process, plan.predicts, s, t) for s, t in zip(places, places[1:])]
-    if whole == len(every):
-        return Plan(left[0].knot, tuple(head), plan.predicts)
     try:
-        found = Plan(left[0].knot, (*head, *_anew(solver, process, plan, every, whole)), plan.predicts)
-        same = [stage.knot.t for stage in stages(found)] == [stage.knot.t for stage in left]
+        rows = _anew(solver, process, plan, every, whole) if whole < len(every) else ()
+        found = Plan(places[0], (*head, *rows), plan.predicts)
     except ValueError:
-        found, same = plan, False
-    if not same:
-        raise ValueError(
-            f"solver {solver.label!r} cannot begin at step {index} of {len(every)}, as img2img with a strength asks:"
-            " anew from there it evaluates elsewhere; a solver of one evaluation a step can, as dpmpp-2m"
-        )
-    return found
+        return None
+    same = [stage.knot.t for stage in stages(found)] == [stage.knot.t for stage in every[index:]]
+    return found if same else None
 
 
 def _anew(solver: Solver, process: Process, plan: Plan, every: Sequence[Stage], whole: int) -> tuple[Row, ...]:
     """The solver's rows on the knots from evaluation ``whole`` on."""
+    here, last = every[whole].knot, plan.rows[-1]
     later = [row.to for stage in every[whole:] for row in stage.rows if row.commit and row.to.sigma > 0]
-    times, last = [every[whole].knot.t, *(knot.t for knot in later)], plan.rows[-1]
+    times = [here.t, *(knot.t for knot in later if knot.half_log_snr > here.half_log_snr)]
     if len(times) == 1:  # the final denoising alone
         return (last,)
     final = "none" if last.to.sigma > 0 else "denoise" if last.evaluate else "reuse"
     return solver.plan(process, nfe=len(every) - whole, grid=times, final=final).rows
-
-
-def _after(every: Sequence[Stage], whole: int) -> Knot:
-    """Where x lies before evaluation ``whole``, or after the run."""
-    return every[whole].knot if whole < len(every) else every[-1].rows[-1].to
 
 
 def _constant(process: Process, predicts: str, s: Knot, t: Knot) -> Row:
