@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdekit import data, divergence, elementwise, interop, metrics, nn, ode, report, solvers, targets, training
-    from sdekit.adaptive import AdaptiveSolution, sample_adaptive
+    from sdekit.adaptive import Adaptive, AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
     from sdekit.data import Quantization
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdekit.thresholding import Thresholded
 
 _NAMES = {
-    "adaptive": ("AdaptiveSolution", "sample_adaptive"),
+    "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
     "correction": ("Langevin",),
     "data": ("Quantization",),
@@ -37,18 +37,18 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
+    "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
     "fitting", "grid", "identity", "interop", "jackknife", "likelihood", "metrics", "misfit", "model",
     "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results",
     "sampling", "solvers", "targets", "testing", "thresholding", "training",
 )  # fmt: skip
 
 __all__ = [
-    "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
-    "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "Thresholded", "compare", "data",
-    "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop", "log_prob",
-    "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets",
-    "training",
+    "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
+    "Langevin", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "Thresholded", "compare",
+    "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "interop",
+    "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training",
 ]  # fmt: skip
 
 
