@@ -22,19 +22,21 @@ from torch import Tensor
 
 import sdekit as sk
 
-LIKE = diffusers.DDPMScheduler(clip_sample=False)
+LIKE, CLIPPING = diffusers.DDPMScheduler(clip_sample=False), diffusers.DDPMScheduler()
 SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m-corrected", "unipc-3", "heun", "ddpm")
 
 
 class Trivial(torch.nn.Module):
     """0.1 x, called as networks of diffusers are."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int | None = None) -> None:
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(0.1))
-        self.config = {"in_channels": SHAPE[1], "out_channels": SHAPE[1]}
+        self.config = {"in_channels": SHAPE[1], "out_channels": SHAPE[1], "num_class_embeds": classes}
 
-    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> tuple[Tensor]:
         return (sample * self.scale,)
 
 
@@ -45,32 +47,26 @@ def calls(function: Callable[..., Any], x: Tensor, *arguments: Any, **named: Any
 
 
 def wrapping(repeats: int) -> dict[str, float]:
-    """Seconds of 50 calls: the bare network, inside ``wrap``'s adapter, and as a model with its time map."""
+    """Seconds of 50 calls: the bare network, inside ``wrap``'s adapter, and as a model that is asked for ε."""
     network, x, times = Trivial(), torch.randn(SHAPE), torch.full((SHAPE[0],), 499.0)
-    model: Any = sk.interop.diffusers.wrap(network, LIKE)
-    clipped: Any = sk.interop.diffusers.wrap(network, diffusers.DDPMScheduler())
+    labelled, labels = Trivial(classes=10), torch.zeros(SHAPE[0], dtype=torch.long)
+    wrap: Any = sk.interop.diffusers.wrap
+    model, clipped, conditional = wrap(network, LIKE), wrap(network, CLIPPING), wrap(labelled, LIKE)
+
+    def eps(model: Any, x: Tensor, **conditions: Any) -> Tensor:
+        return model.predict("eps", x, 0.5, **conditions)
+
     return best_of(
         {
             "bare network": partial(calls, network, x, timestep=times, return_dict=False),
-            "ScoreModel of it in a lambda": partial(
-                calls, lambda x, t: plain.predict("eps", x, t), x, 0.5
-            ),
             "wrap's adapter": partial(calls, model.net, x, times),
-            "wrap: model.predict('eps')": partial(calls, lambda x, t: model.predict("eps", x, t), x, 0.5),
-            "wrap, clipped": partial(calls, lambda x, t: clipped.predict("eps", x, t), x, 0.5),
+            "wrap's adapter, with labels": partial(calls, conditional.net, x, times, class_labels=labels),
+            "wrap, model.predict": partial(calls, partial(eps, model), x),
+            "wrap, model.predict with labels": partial(calls, partial(eps, conditional), x, class_labels=labels),
+            "wrap with clip_sample": partial(calls, partial(eps, clipped), x),
         },
         repeats,
-    )  # fmt: skip
-
-
-def lambda_model() -> Any:
-    network = Trivial()
-    return sk.ScoreModel(
-        lambda x, t: network(x, timestep=t, return_dict=False)[0], sk.DiscreteVP(), "eps", "index", dtype=torch.float32
     )
-
-
-plain = lambda_model()
 
 
 @torch.no_grad()

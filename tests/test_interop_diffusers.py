@@ -341,6 +341,9 @@ NAMED = {"_class_name": "DDIMScheduler"}
         ({"_class_name": "CogVideoXDDIMScheduler", "snr_shift_scale": 3.0}, r"CogVideoXDDIMScheduler is none whose"),
         ({"beta_end": 0.02}, r"a configuration without _class_name"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, r"unknown prediction_type of an EDM"),
+        ({**NAMED, "num_train_timesteps": 1}, r"num_train_timesteps=1: it must be a whole number of at least 2"),
+        ({**NAMED, "beta_start": -0.1}, r"beta_start=-0.1, beta_end=0.02: both must lie in \(0, 1\)"),
+        ({**NAMED, "trained_betas": [0.1, 2.0], "rescale_betas_zero_snr": True}, r"betas\[1\] = 2.0: every beta must"),
         (3, r"a int is neither a scheduler of diffusers, nor its configuration"),
         ("/no/such/folder", r"'/no/such/folder' holds no scheduler_config.json"),
     ],
@@ -371,6 +374,38 @@ def test_calls_that_do_not_fit_are_refused():
         wrap(unet(num_class_embeds=10), scheduler).predict("eps", X, 0.5)
     with pytest.raises(ValueError, match="encoder_hidden_states: the network was trained with it"):
         sk.sample(wrap(conditional_unet(), scheduler), (2, 4, 8, 8), nfe=2)
+
+
+def test_transformers_of_flow_matching():
+    sizes = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
+    torch.manual_seed(0)
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, caption_projection_dim=16, pooled_projection_dim=12,
+        pos_embed_max_size=16, **sizes,
+    ).eval()  # fmt: skip
+    like = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    model = wrap(network, like)
+    x, text, pooled = (torch.randn(2, *s, generator=generator()) for s in ((4, 8, 8), (5, 16), (12,)))
+    conditions = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    with torch.no_grad():  # as its pipeline calls it
+        theirs = network(x, timestep=torch.tensor([300.0, 300.0]), return_dict=False, **conditions)[0]
+        torch.testing.assert_close(model.flow(x, 0.3, **conditions), theirs)
+    with pytest.raises(ValueError, match="pooled_projections: the network was trained with it"):
+        model.flow(x, 0.3, encoder_hidden_states=text)
+    flux = diffusers.FluxTransformer2DModel(in_channels=16, num_single_layers=1, axes_dims_rope=(2, 2, 4), **sizes)
+    with pytest.raises(ValueError, match="how a FluxTransformer2DModel is told the time in flow matching"):
+        wrap(flux, like)  # t, and not 1000 t
+
+
+def test_a_compiled_network_is_the_network():
+    network = unet()
+    compiled = torch.compile(network, backend="eager")
+    scheduler = diffusers.DDPMScheduler()
+    model, truth = wrap(compiled, scheduler), wrap(network, scheduler)
+    assert torch.equal(model.predict("eps", X, 0.3), truth.predict("eps", X, 0.3))
+    assert identify(model) == identify(truth)
+    with pytest.raises(ValueError, match="but the network takes"):
+        model.predict("eps", X[:, :2], 0.3)
 
 
 def test_a_bare_network_in_a_score_model_is_recognised():

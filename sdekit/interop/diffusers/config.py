@@ -26,6 +26,7 @@ from torch import Tensor
 from sdekit.elementwise import exp, log
 from sdekit.names import lookup, unknown
 from sdekit.process import EDM, VE, DiscreteVP, Flow, Process
+from sdekit.solvers.registry import check_count
 from sdekit.thresholding import Dynamic, Static
 
 Values = Mapping[str, Any]
@@ -226,8 +227,12 @@ def _table(values: Values) -> Trained:
     betas = values.get("trained_betas")
     if betas is None:
         schedule = lookup("beta_schedule", str(values["beta_schedule"]), SCHEDULES)
-        betas = schedule(values["num_train_timesteps"], values.get("beta_start", 1e-4), values.get("beta_end", 0.02))
-    betas = [float(beta) for beta in betas]
+        steps, low, high = (values.get(name, default) for name, default in _TABLE.items())
+        check_count("num_train_timesteps", steps, 2, "it is the length of the table of betas")
+        if not (0 < low < 1 and 0 < high < 1):
+            raise ValueError(f"beta_start={low}, beta_end={high}: both must lie in (0, 1)")
+        betas = schedule(steps, low, high)
+    betas = list(DiscreteVP(betas).betas)  # checked
     betas = zero_terminal_snr(betas) if values.get("rescale_betas_zero_snr") else betas
     predicts = _prediction(values)
     if predicts == "flow":
@@ -236,6 +241,9 @@ def _table(values: Values) -> Trained:
             " scheduler's configuration"
         )
     return Trained(DiscreteVP(betas), predicts, Linear(float(len(betas)), -1.0), _rule(values))
+
+
+_TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 
 
 def _line(steps: int, first: float, last: float) -> list[float]:

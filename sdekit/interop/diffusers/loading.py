@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit.interop.diffusers.config import read
-from sdekit.interop.diffusers.networks import Network
+from sdekit.interop.diffusers.config import Trained, read
+from sdekit.interop.diffusers.networks import Network, bare
 from sdekit.model import ScoreModel
 from sdekit.names import unknown
+from sdekit.process import Flow
 from sdekit.thresholding import Thresholded
 
 Folder = str | os.PathLike[str]
@@ -40,12 +41,27 @@ def wrap(network: nn.Module, scheduler: Any, *, clip: bool = True) -> ScoreModel
     """
     trained = read(scheduler)
     net = Network(network, trained.preconditioning)
+    _check_clock(network, trained)
     embedded = dict(getattr(network, "config", {})).get("time_embedding_type") == "learned"
     time = "entry" if embedded else trained.clock  # an embedding takes whole numbers alone
     parameter = next(network.parameters(), None)
     wide = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
     model = ScoreModel(net, trained.process, trained.predicts, time, wide if trained.preconditioning else None)
     return Thresholded(model, trained.rule) if clip and trained.rule else model
+
+
+# whose pipelines tell them T t in flow matching; others tell t, 1 − t, or a multiple of their own
+_TOLD_T = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "SD3Transformer2DModel")
+
+
+def _check_clock(network: nn.Module, trained: Trained) -> None:
+    kind = type(bare(network))
+    if isinstance(trained.process, Flow) and kind.__module__.startswith("diffusers.") and kind.__name__ not in _TOLD_T:
+        raise ValueError(
+            f"network: how a {kind.__name__} is told the time in flow matching is its pipeline's business, and not"
+            f" known here (known are {', '.join(_TOLD_T)}): give ScoreModel a function of (x, t) that calls it as its"
+            " pipeline does, with the process sk.Flow()"
+        )
 
 
 def load(

@@ -24,20 +24,20 @@ class Network(nn.Module):
         super().__init__()
         self.network = network
         self.preconditioning = preconditioning
-        parameters = inspect.signature(network.forward).parameters
+        kind, parameters = type(bare(network)).__name__, inspect.signature(bare(network).forward).parameters
         if not {"timestep", "return_dict"} <= parameters.keys():
             raise ValueError(
-                f"network: {type(network).__name__}.forward takes no timestep= and return_dict=, so it is no denoiser"
+                f"network: {kind}.forward takes no timestep= and return_dict=, so it is no denoiser"
                 " of diffusers; a network that is called net(x, t) is given to ScoreModel itself"
             )
         config: dict[str, Any] = dict(getattr(network, "config", {}))
-        self.channels = _channels(type(network).__name__, config)
+        self.channels = _channels(kind, config)
         self.known = frozenset(list(parameters)[1:]) - {"timestep", "return_dict"}
         self.needed = _needed(config, parameters)
         self.training = network.training
 
     def forward(self, x: Tensor, times: Tensor, **conditions: Any) -> Tensor:
-        if self.channels is not None and x.shape[1] != self.channels:
+        if self.channels is not None and x.ndim > 3 and x.shape[1] != self.channels:  # of tokens they are the last
             raise ValueError(
                 f"x has shape {list(x.shape)}, but the network takes [n, {self.channels}, …]: {self.channels} channels"
             )
@@ -51,9 +51,14 @@ class Network(nn.Module):
         """c_skip x + c_out F(c_in x), outside the network in x's precision: σ x has no place in half."""
         sigma = torch.exp(4 * times).reshape(-1, *[1] * (x.ndim - 1))
         c_in, c_skip, c_out = how(sigma)
-        dtype = next(self.network.parameters()).dtype
+        dtype = self._dtype(x)
         output = self.network((c_in * x).to(dtype), timestep=times, return_dict=False, **conditions)[0]
         return c_skip * x + c_out * self._split(x, output).to(x.dtype)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The network's: what ``ScoreModel`` casts x to, but for EDM networks, which are cast to it here."""
+        parameter = None if self.preconditioning is None else next(self.network.parameters(), None)
+        return x.dtype if parameter is None else parameter.dtype
 
     def _split(self, x: Tensor, output: Tensor) -> Tensor:
         """Without the channels that predict a variance (Nichol & Dhariwal 2021)."""
@@ -65,12 +70,13 @@ class Network(nn.Module):
         for name, value in conditions.items():
             if name not in self.known:
                 raise unknown("condition", name, self.known)
-            if name in self.needed and not (isinstance(value, Tensor) and value.shape[:1] == x.shape[:1]):
+            rows = isinstance(value, Tensor) and value.shape[:1] == x.shape[:1]
+            if name in self.needed and not (rows or isinstance(value, dict)):
                 given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
                     f"{name}: it must be a tensor with one row for each of the {x.shape[0]} samples, got {given}"
                 )
-        dtype = next(self.network.parameters()).dtype
+        dtype = self._dtype(x)
         return {name: _cast(value, dtype) for name, value in conditions.items()}
 
 
@@ -95,10 +101,24 @@ def _needed(config: dict[str, Any], parameters: Any) -> frozenset[str]:
     """The conditions without which the network cannot run."""
     required = [name for name, one in list(parameters.items())[1:] if one.default is one.empty]
     needed = {name for name in required if name != "timestep" and one_by_name(parameters[name])}
-    labels = ("class_embed_type", "num_class_embeds", "num_embeds_ada_norm")
-    if "class_labels" in parameters and any(config.get(name) is not None for name in labels):
-        needed.add("class_labels")
+    for name, settings in _SIGNS_OF.items():
+        if name in parameters and any(config.get(setting) is not None for setting in settings):
+            needed.add(name)
     return frozenset(needed)
+
+
+# conditions that a signature leaves open, and the settings of networks that were trained with them
+_SIGNS_OF = {
+    "class_labels": ("class_embed_type", "num_class_embeds", "num_embeds_ada_norm"),
+    "encoder_hidden_states": ("joint_attention_dim", "caption_channels"),
+    "pooled_projections": ("pooled_projection_dim",),
+    "added_cond_kwargs": ("addition_embed_type",),
+}
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """What torch.compile was given."""
+    return getattr(network, "_orig_mod", network)
 
 
 def one_by_name(parameter: inspect.Parameter) -> bool:
