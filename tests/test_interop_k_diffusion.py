@@ -348,7 +348,7 @@ def test_the_range_is_the_schedules_own():
     process = wrap(denoiser).process
     assert (process.t_min, process.t_max) == (float(denoiser.sigmas[0]), float(denoiser.sigmas[-1]))
     assert wrap(wrapper("v", Inner())).process == sk.EDM()
-    with pytest.raises(ValueError, match="sigma_max=500.0: the network covers"):
+    with pytest.raises(ValueError, match=r"sigma_max=500\.0: the network covers"):
         wrap(denoiser, sigma_max=500.0)
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         wrap(denoise, sigma_min=3.0, sigma_max=1.0)

@@ -142,7 +142,7 @@ def test_observations_that_do_not_fit_are_refused(bound, given, words):
 def test_other_estimators_are_refused():
     with pytest.raises(ValueError, match=r"shape \[2, 3\], it must be \[1, 3\]"):
         sbi.wrap(estimator("VPScoreEstimator"), X_O.expand(2, 3))
-    with pytest.raises(ValueError, match="unknown estimator 'Linear'.*VPScoreEstimator"):
+    with pytest.raises(ValueError, match=r"unknown estimator 'Linear'.*VPScoreEstimator"):
         sbi.wrap(nn.Linear(2, 2))
     own = estimator("VPScoreEstimator")
     own._compose_standardization.fill_(True)

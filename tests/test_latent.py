@@ -145,9 +145,9 @@ def test_diffusers_autoencoder_itself():
 
 def test_what_makes_no_sense_is_refused():
     model, _ = made()
-    with pytest.raises(ValueError, match="scale=0.0: it must not be 0"):
+    with pytest.raises(ValueError, match=r"scale=0\.0: it must not be 0"):
         sk.latent(TARGET.model(PROCESS), lambda z: z, 0.0)
-    with pytest.raises(ValueError, match="scale=tensor.*must not be 0"):
+    with pytest.raises(ValueError, match=r"scale=tensor.*must not be 0"):
         sk.latent(TARGET.model(PROCESS), lambda z: z, torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="it has a decoder already"):
         sk.latent(model, lambda z: z)
