@@ -150,8 +150,9 @@ def test_other_estimators_are_refused():
         sbi.wrap(own, X_O)
 
 
-def test_an_estimator_that_sbi_trained_is_taken_as_it_is():
+def test_an_estimator_that_sbi_trained_is_taken_as_it_is(tmp_path, monkeypatch):
     inference = pytest.importorskip("sbi.inference")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     torch.manual_seed(0)
     theta = torch.randn(200, 2)
     x = theta + 0.3 * torch.randn(200, 2)
