@@ -310,9 +310,73 @@ def test_a_shift_is_applied_once():
     named = Scheduler("euler", like=LIKE["flow"], grid=f"shift(shift={shift})")
     named.set_timesteps(4)
     torch.testing.assert_close(scheduler.timesteps, named.timesteps, rtol=1e-6, atol=1e-6)
-    assert named.config.use_flow_sigmas  # Flux's pipeline then gives no sigmas of its own
+    back = type(LIKE["flow"]).from_config(named.config)
+    assert back.config.shift == shift
+    assert not hasattr(back.config, "use_flow_sigmas")
+    linear = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    linear.set_timesteps(sigmas=sigmas, mu=2.0)
+    scheduler = Scheduler("euler", like=linear)
+    scheduler.set_timesteps(sigmas=np.array(sigmas), mu=2.0)
+    torch.testing.assert_close(scheduler.sigmas, linear.sigmas)
+    scheduler = Scheduler("euler", like=LIKE["flow"])
     scheduler.set_timesteps(sigmas=[1.0, 0.5])  # where λ is −∞ the process stops just inside
     torch.testing.assert_close(scheduler.sigmas, torch.tensor([0.999, 0.5, 0.0]))
+
+
+TOKENS = {"num_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 12}
+PROMPT = {"prompt_embeds": torch.randn(1, 5, 16, generator=generator()), "pooled_prompt_embeds": torch.ones(1, 12)}
+
+
+def test_stable_diffusion_3_gives_the_samples_of_sample():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, attention_head_dim=8, caption_projection_dim=16,
+        pos_embed_max_size=16, **TOKENS,
+    ).eval()  # fmt: skip
+    absent = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
+    pipeline = quiet(
+        diffusers.StableDiffusion3Pipeline(network, LIKE["flow"], autoencoder(levels=2, shift_factor=0.1), **absent)
+    )
+    arguments = {"solver": "unipc-3", "grid": "shift(shift=3)"}
+    pipeline.scheduler = Scheduler(**arguments, like=LIKE["flow"])
+    latents = torch.randn(1, 4, 8, 8, generator=generator())
+    sizes = {"height": 16, "width": 16, "output_type": "latent", "latents": latents}
+    ours = pipeline(**PROMPT, num_inference_steps=6, guidance_scale=1.0, **sizes).images
+    conditions = {
+        "encoder_hidden_states": PROMPT["prompt_embeds"],
+        "pooled_projections": PROMPT["pooled_prompt_embeds"],
+    }
+    truth = sk.sample(wrap(network, LIKE["flow"]), latents.shape, nfe=6, start=latents, **arguments, **conditions).x
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_flux_has_its_own_shift_once_and_takes_a_grid_instead():
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    network = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_single_layers=1, attention_head_dim=16, axes_dims_rope=(4, 4, 8), **TOKENS
+    ).eval()
+    like = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    absent = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2")}
+    pipeline = quiet(
+        diffusers.FluxPipeline(like, transformer=network, vae=autoencoder(levels=2, shift_factor=0.1), **absent)
+    )
+
+    def latents(scheduler):
+        pipeline.scheduler = scheduler
+        sizes = {"height": 16, "width": 16, "output_type": "latent", "generator": generator()}
+        return pipeline(**PROMPT, num_inference_steps=4, **sizes).images
+
+    theirs = latents(like)
+    ours = latents(Scheduler("euler", like=like))
+    torch.testing.assert_close(pipeline.scheduler.timesteps[1:], like.timesteps[1:], rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02)  # they begin at σ = 1, here at 0.999
+    grid = Scheduler("unipc-3", like=like, grid="logsnr")
+    assert latents(grid).isfinite().all()
+    named = Scheduler("unipc-3", like=like, grid="logsnr")
+    named.set_timesteps(4)
+    assert torch.equal(grid.timesteps, named.timesteps)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers itself
@@ -484,6 +548,10 @@ def test_calls_that_make_no_run_are_refused():
         Scheduler("dpmpp-3m-corrected", grid="logsnr")
     with pytest.raises(ValueError, match="unknown solver 'dpmp-2m': did you mean 'dpmpp-2m'"):
         Scheduler("dpmp-2m", like=like)
+    with pytest.raises(ValueError, match="unknown final 'denoised': did you mean 'denoise'"):
+        Scheduler("ddim", like=like, final="denoised")
+    with pytest.raises(ValueError, match=r"mu=1\.0: it shifts sigmas of flow matching; timesteps here are used"):
+        Scheduler("ddim", like=like).set_timesteps(timesteps=[20, 10], mu=1.0)
     with pytest.raises(ValueError, match="timesteps= and grid='karras' both say where to evaluate"):
         Scheduler("ddim", like=like, grid="karras").set_timesteps(timesteps=[20, 10])
     scheduler, x = Scheduler("ddim", like=like), torch.ones(2, 12)
@@ -508,6 +576,10 @@ def test_calls_that_make_no_run_are_refused():
     scheduler.set_timesteps(4)
     scheduler.set_begin_index(4)
     with pytest.raises(ValueError, match="begin_index=4: it must lie in 0 … 3"):
+        scheduler.step(x, first, x)
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(1)
+    with pytest.raises(ValueError, match="timestep=999, but the run's next is"):
         scheduler.step(x, first, x)
     clipped = Scheduler("ddim", like=LIKE["clipped"])
     clipped.set_timesteps(4)

@@ -113,6 +113,7 @@ _SIGNS_OF = {
     "encoder_hidden_states": ("joint_attention_dim", "caption_channels"),
     "pooled_projections": ("pooled_projection_dim",),
     "added_cond_kwargs": ("addition_embed_type",),
+    "timestep_cond": ("time_cond_proj_dim",),
 }
 
 

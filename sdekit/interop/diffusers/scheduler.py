@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from sdekit.elementwise import clock
 from sdekit.grid import GridSpec
-from sdekit.interop.diffusers.config import Trained, read, settings
+from sdekit.interop.diffusers.config import read, settings
 from sdekit.interop.diffusers.places import equal, is_flow, number_of, shifted, sigma_of, tensor_of, times_of
 from sdekit.interop.diffusers.run import Run, precise
 from sdekit.interop.diffusers.stages import rest, stages, through
+from sdekit.names import unknown
 from sdekit.process import match
 from sdekit.solvers import Plan, Solver, get
+from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
 
 
@@ -69,6 +72,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 "like: it must say what the network was trained with: a scheduler (like=pipe.scheduler), its"
                 " configuration or its folder; like={'_class_name': 'DDPMScheduler'} is diffusers' linear table"
             )
+        if final not in FINALS:
+            raise unknown("final", final, FINALS)
         self._solver = get(solver)
         self._grid: GridSpec = grid if isinstance(grid, str) else tuple(float(t) for t in grid)
         self._final = final
@@ -82,7 +87,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.zeros(0)
         self.sigmas = torch.zeros(0)
         own = {"solver": self._solver.label, "grid": grid, "final": final, "clip": clip}
-        self.register_to_config(**{**_kept(like, self._trained, self._grid), **own})
+        self.register_to_config(**{**_kept(like), **own})
+        if is_flow(self._trained) and grid != "auto":
+            # Flux's pipelines look for this and then leave the sigmas to the scheduler; no entry, so that another
+            # scheduler made from this configuration does not inherit it
+            object.__setattr__(self.config, "use_flow_sigmas", True)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -108,8 +117,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
+        timesteps: Sequence[float] | np.ndarray | Tensor | None = None,
+        sigmas: Sequence[float] | np.ndarray | Tensor | None = None,
         mu: float | None = None,
     ) -> None:
         """Begin a run of ``num_inference_steps`` evaluations, or one that evaluates at each of the given places.
@@ -121,8 +130,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 step evaluates between them, too.
             sigmas: the same as noise levels, σ/α, or t for flow matching; a last 0 is the end and no evaluation. They
                 are used as they are, without the configuration's shift. σ = 1 of flow matching is taken as 0.999.
-            mu: the shift e^mu that pipelines of flow matching work out of the image's size, applied once: to
-                ``sigmas``, or where there are none by the grid ``shift``. A ``grid`` of one's own takes its place.
+            mu: the shift e^mu (mu itself where ``time_shift_type`` is linear) that pipelines of flow matching work out
+                of the image's size, applied once: to ``sigmas``, or where there are none by the grid ``shift``. A
+                ``grid`` of one's own takes its place.
 
         Raises ValueError where two of the arguments contradict each other, for places that do not lead from noise to
         data or lie outside, and for places given to a scheduler with a ``grid``, one of which would be ignored.
@@ -139,7 +149,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _counted(self, count: int | None, mu: float | None) -> Plan:
         check_count("num_inference_steps", count, 1, "it is the number of network evaluations")
-        grid = self._grid if mu is None or self._grid != "auto" else f"shift(shift={math.exp(mu)!r})"
+        grid = self._grid if mu is None or self._grid != "auto" else f"shift(shift={self._shift(mu)!r})"
         self._rule = self._solver.at(int(count or 1), grid)
         return self._solver.plan(self._trained.process, nfe=count, grid=grid, final=self._final)
 
@@ -157,11 +167,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"{name}: it is empty; it must hold one number for each evaluation")
         if count is not None and count != len(places):
             raise ValueError(f"num_inference_steps={count}, but {name} holds {len(places)}: give one of them")
-        if mu is not None and name == "sigmas" and is_flow(self._trained):
-            places = [shifted(place, math.exp(mu)) for place in places]
+        if mu is not None and not (name == "sigmas" and is_flow(self._trained)):
+            raise ValueError(f"mu={mu}: it shifts sigmas of flow matching; {name} here are used as they are")
+        if mu is not None:
+            places = [shifted(place, self._shift(mu)) for place in places]
         times = times_of(self._trained, name, places)
         self._rule = self._solver.at(len(times), times)
         return through(times, self._rule, self._trained.process, self._final)
+
+    def _shift(self, mu: float) -> float:
+        return mu if self.config.get("time_shift_type") == "linear" else math.exp(mu)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -241,7 +256,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 index = self._index_of(float(timestep) if told is None else told)
             plan = self._from(self._plan, index).to(sample.device, precise(sample.dtype), sample.shape[1:])
             self._run = Run(self._trained, plan, index)
-        elif told is not None and self._run.index < len(self._told) and not equal(told, self._told[self._run.index]):
+        if told is not None and self._run.index < len(self._told) and not equal(told, self._told[self._run.index]):
             raise ValueError(
                 f"timestep={told:.6g}, but the run's next is {self._told[self._run.index]:.6g}: take them from"
                 " timesteps, in order, and call set_timesteps before another run"
@@ -279,10 +294,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 _OWN = ("solver", "grid", "final", "clip")
 
 
-def _kept(like: Any, trained: Trained, grid: GridSpec) -> dict[str, Any]:
+def _kept(like: Any) -> dict[str, Any]:
     """The configuration of ``like``, which stays readable for pipelines and for other schedulers' from_config."""
     name, values = settings(like)
-    kept = {key: value for key, value in values.items() if key not in (*_OWN, "trained_class")}
-    if is_flow(trained) and grid != "auto":
-        kept["use_flow_sigmas"] = True  # pipelines of flow matching then leave the sigmas to the scheduler
-    return {**kept, "trained_class": name}
+    return {**{key: value for key, value in values.items() if key not in _OWN}, "trained_class": name}
