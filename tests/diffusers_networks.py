@@ -1,4 +1,4 @@
-"""Small networks and pipelines of diffusers with random weights, for the tests of both directions."""
+"""Small networks and pipelines of diffusers with random weights, and runs, for the tests of both directions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+
+import sdekit as sk
+from sdekit.interop.diffusers import read
+from sdekit.noise import normal
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -86,3 +90,46 @@ def quiet(pipeline: Any) -> Any:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+LIKE = {
+    "table": diffusers.DDPMScheduler(clip_sample=False),
+    "clipped": diffusers.DDPMScheduler(prediction_type="v_prediction"),
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "edm": diffusers.EDMEulerScheduler(sigma_max=20.0),
+}
+
+
+WEIGHT = torch.randn(12, 12, generator=generator(), dtype=torch.float64) / 6
+
+
+def net(x, timestep):
+    """As networks of diffusers do, it looks at the time in float32."""
+    shift = torch.cos(timestep.float().to(x.dtype) / 300).reshape(-1, 1)
+    return torch.tanh(x @ WEIGHT.to(x) + shift)
+
+
+def denoiser(like):
+    """``net`` as a model, by the formulas of EDM's table where it is an EDM network."""
+    trained = read(like)
+    if trained.preconditioning is None:
+        model = sk.ScoreModel(net, trained.process, trained.predicts, trained.clock)
+        return sk.Thresholded(model, trained.rule) if trained.rule else model
+
+    def edm(x, sigma):
+        sigma, data = sigma[:, None], like.config.sigma_data
+        scale = (sigma**2 + data**2).sqrt()
+        return data**2 / scale**2 * x + sigma * data / scale * net(x / scale, sigma.log() / 4)
+
+    return sk.ScoreModel(edm, trained.process, "x0")
+
+
+def run(scheduler, x, begin=0, network=net, **arguments):
+    for t in scheduler.timesteps[begin:]:
+        given = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(given, t.expand(len(x))), t, x, **arguments).prev_sample
+    return x
+
+
+def start(scheduler, n=3, seed=0):
+    return normal(seed, 0, torch.arange(n), (12,), torch.float64) * scheduler.init_noise_sigma
