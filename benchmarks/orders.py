@@ -20,7 +20,7 @@ VARIANTS = (
     "deis-3(start='single-step')", "deis-4(start='single-step')", "lms(order=3)", "lms(start='single-step')",
     "deis-rho-rk(order=2)", "deis-rho-rk(order=4)", "adams-eps(order=4)", "adams-eps(order=5)",
     "adams-eps(order=3, start='lower-order')", "adams-x0(order=4)", "adams-x0(order=5)",
-    "adams-x0(order=3, start='lower-order')",
+    "adams-x0(order=3, start='lower-order')", "sa-solver(predictor=2, corrector=1, slope='published')",
 )  # fmt: skip
 
 INTRODUCTION = """# Solvers
