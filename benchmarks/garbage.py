@@ -1,6 +1,6 @@
 """Where a few-step run of a multistep method is far worse than DDIM on the same grid: every solver × grid × NFE 4–20.
 
-    python benchmarks/garbage.py       # both problems, six minutes of one core; --cache keeps what is done
+    python benchmarks/garbage.py       # both problems; an hour of a busy core; --cache keeps what is done
 
 The figure is the RMSE to the exact end of the probability-flow ODE over DDIM's, with the starts, problems and end of
 ``quality.py`` (``final="none"``: every evaluation is a step's). Deterministic multistep methods as they are by default,
