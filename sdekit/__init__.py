@@ -35,10 +35,10 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
-    "fitting", "grid", "identity", "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics",
-    "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results", "sampling", "solvers",
-    "targets", "testing", "training",
+    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "features",
+    "files", "fitting", "grid", "identity", "jackknife", "likelihood", "loading", "metrics", "misfit", "model",
+    "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "readers", "report",
+    "results", "sampling", "solvers", "subjects", "targets", "testing", "training",
 )  # fmt: skip
 
 __all__ = [

@@ -1,0 +1,134 @@
+"""What the commands share: options, texts that are lists, the device, tables and progress on a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdekit.subjects import DEFAULT_TARGET, TARGETS
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdekit.subjects import Subject
+
+Target = Annotated[str | None, typer.Option(help=f"What ships to run on: {', '.join(TARGETS)}; default digits.")]
+Model = Annotated[
+    str, typer.Option(help="A model of your own: package.module:factory, or a folder of diffusers or sdekit.nn.save.")
+]
+Data = Annotated[
+    str, typer.Option(help="Its data: a folder of images, or .npy, .npz or .safetensors (file.npz:name for one array).")
+]
+Features = Annotated[str, typer.Option(help="Feature map: package.module:function, dinov2:FOLDER or inception:FILE.")]
+Shape = Annotated[str, typer.Option(help="Shape of one sample where there are no data, e.g. 3,32,32.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all.")]
+Seed = Annotated[int, typer.Option(help="Seed of all noise; the same for every solver.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps, …")]
+
+
+def subject_of(
+    target: str | None, model: str, device: str, *, data: str = "", features: str = "", shape: str = "",
+    limit: int | None = None,
+) -> Subject:  # fmt: skip
+    """What the options name: a shipped target, or a model of the user's with data or a shape."""
+    from sdekit import subjects
+
+    where, event = torch_device(device), whole_numbers("shape", shape, "3,32,32") if shape else []
+    if model and target is not None:
+        raise ValueError("--model, --target: give one of them; a target has a model of its own")
+    if not model and (data or shape):
+        option = "--data" if data else "--shape"
+        raise ValueError(f"{option} goes with --model; the target {target or DEFAULT_TARGET!r} has its own")
+    if min(event, default=1) < 1:
+        raise ValueError(f"--shape {shape!r}: each number must be at least 1")
+    found = (
+        subjects.own(model, where, data, event, limit) if model else subjects.target(target or DEFAULT_TARGET, where)
+    )
+    if found.note:
+        typer.echo(found.note, err=True)
+    return subjects.with_features(found, features, where) if features else found
+
+
+def folder_of(command: str, subject: Subject) -> Path:
+    """Where a command writes by default; a name or path of the user's becomes one part of a path.
+
+    >>> from types import SimpleNamespace
+    >>> folder_of("compare", SimpleNamespace(name="runs/a model:best")).as_posix()
+    'out/compare-runs-a-model-best'
+    """
+    return Path("out", f"{command}-{re.sub('[^A-Za-z0-9_.]+', '-', subject.name).strip('-.')}")
+
+
+def names(text: str) -> list[str]:
+    """Split at commas outside brackets.
+
+    >>> names("heun, ddim(eta=0.5)")
+    ['heun', 'ddim(eta=0.5)']
+    """
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """
+    >>> whole_numbers("nfe", "5,10", "5,10")
+    [5, 10]
+    """
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ValueError(f"--{option} {text!r}: whole numbers separated by commas are needed, such as {example}")
+    return [int(part) for part in text.split(",")]
+
+
+def torch_device(name: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name!r} cannot be used: {reason}") from None
+
+
+def show(table: Callable[..., None], *what: object) -> None:
+    from rich.console import Console
+
+    table(*what, Console())
+
+
+@contextmanager
+def progress() -> Generator[Callable[[str, int, int], None], None, None]:
+    """A bar with the time left on a terminal; elsewhere one line a cell. On stderr both."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    left = TimeRemainingColumn(elapsed_when_finished=False)
+    with Progress(*columns, TextColumn("left"), left, console=console, transient=True, speed_estimate_period=30) as bar:
+        task = bar.add_task("data and network", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    seen: set[str] = set()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in seen:
+            seen.add(what)
+            typer.echo(f"[{100 * done / max(total, 1):3.0f}%] {what}", err=True)
+
+    return tell
