@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,26 @@ def model_of(spec: str, device: torch.device | str = "cpu") -> Model:
     return found
 
 
+def check_runs(model: Model, event: Sequence[int], conditions: Mapping[str, Any]) -> None:
+    """One call of the network on two samples at t_max, so that what it cannot take is said before the run.
+
+    Of a condition with a row for each sample the smallest and the largest are tried.
+
+    Raises ValueError where the network fails, with its error.
+    """
+    x = torch.zeros(2, *event, device=model.device)
+    few = {name: torch.stack([c.min(), c.max()]) if isinstance(c, Tensor) and c.ndim == 1 else c
+           for name, c in conditions.items()}  # fmt: skip
+    told = "".join(f", {name}={c.tolist() if isinstance(c, Tensor) else c}" for name, c in few.items())
+    with torch.no_grad(), evaluating(model):
+        try:
+            model.predict("x0", x, model.process.t_max, **few)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"the model fails on x of shape {list(x.shape)}{told}: {_where(error)}") from None
+
+
 def features_of(spec: str, x: Tensor, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
     """The feature map that ``spec`` names: ``package.module:function`` or ``kind:path``, kinds in ``features.KINDS``.
 
@@ -59,18 +79,21 @@ def features_of(spec: str, x: Tensor, device: torch.device | str = "cpu") -> Cal
     tensor([[0., 0., 0.]])
     """
     kind, _, path = spec.partition(":")
-    found = features.KINDS[kind](path) if kind in features.KINDS else named(spec, "features")
+    found: Any = features.KINDS[kind](path) if kind in features.KINDS else named(spec, "features")
+    _check_features(spec, found, x[:2], device)
+    return found
+
+
+def _check_features(spec: str, found: Any, x: Tensor, device: torch.device | str) -> None:
     if not callable(found) or isinstance(found, type):
         raise ValueError(f"features {spec!r} is {_kind(found)}: it must be a function of x [n, *event]")
-    first: Tensor = x[:2]
     if isinstance(found, nn.Module):
-        first = first.to(next(found.to(device).parameters(), first))
+        x = x.to(next(found.to(device).parameters(), x))
     with torch.no_grad(), evaluating(found):
-        given = _called(f"features {spec!r}", found, first)
-    if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(first) or not given.is_floating_point():
+        given = _called(f"features {spec!r}", found, x)
+    if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(x) or not given.is_floating_point():
         what = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else _kind(given)
-        raise ValueError(f"features {spec!r} gave {what} for x {list(first.shape)}: it must give floats [n, k]")
-    return found
+        raise ValueError(f"features {spec!r} gave {what} for x {list(x.shape)}: it must give floats [n, k]")
 
 
 def named(spec: str, kind: str) -> Any:

@@ -75,20 +75,20 @@ def own(
     found = read(data, limit) if data else None
     if found is not None and shape and tuple(shape) != tuple(found.x.shape[1:]):
         raise ValueError(f"--shape {list(shape)}: samples in --data {data} have the shape {list(found.x.shape[1:])}")
-    subject = Subject(model, model_of(model, device), tuple(shape))
+    event = tuple(shape) if found is None else tuple(found.x.shape[1:])
+    subject = Subject(model, model_of(model, device), event)
     return subject if found is None else with_data(subject, data, found)
 
 
 def with_data(subject: Subject, name: str, data: DataSet) -> Subject:
     """The subject, measured against ``data`` alone."""
-    event, used = tuple(data.x.shape[1:]), len(data.x)
+    used = len(data.x)
     count = f"{used} samples" if used == data.total else f"{used} of {data.total} samples"
     low, high = data.x.min().item(), data.x.max().item()
-    facts = [f"{count} of shape {list(event)}", f"from {low:.3g} to {high:.3g}", *filter(None, [data.note])]
+    facts = [f"{count} of shape {list(data.x.shape[1:])}", f"from {low:.3g} to {high:.3g}", *filter(None, [data.note])]
     return replace(
-        subject, event=event, reference=data.x, real=None, quantization=data.quantization,
-        note=f"{name}: {', '.join(facts)}",
-    )  # fmt: skip
+        subject, reference=data.x, real=None, quantization=data.quantization, note=f"{name}: {', '.join(facts)}"
+    )
 
 
 def with_features(subject: Subject, features: str, device: torch.device) -> Subject:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,13 +33,34 @@ Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps,
 
 
 def subject_of(
-    target: str | None, model: str, device: str, *, data: str = "", features: str = "", shape: str = "",
+    target: str | None,
+    model: str,
+    device: str,
+    *,
+    data: str = "",
+    features: str = "",
+    shape: str = "",
     limit: int | None = None,
-) -> Subject:  # fmt: skip
-    """What the options name: a shipped target, or a model of the user's with data or a shape."""
+    conditions: Mapping[str, Any] = MappingProxyType({}),
+) -> Subject:
+    """What the options name: a shipped target, or a model of the user's with data or a shape; tried once."""
     from sdekit import subjects
+    from sdekit.loading import check_runs
 
     where, event = torch_device(device), whole_numbers("shape", shape, "3,32,32") if shape else []
+    _check_together(target, model, data, shape, event)
+    if model:
+        found = subjects.own(model, where, data, event, limit)
+    else:
+        found = subjects.target(target or DEFAULT_TARGET, where)
+    if found.note:
+        typer.echo(found.note, err=True)
+    if model or conditions:
+        check_runs(found.model, found.event, conditions)
+    return subjects.with_features(found, features, where) if features else found
+
+
+def _check_together(target: str | None, model: str, data: str, shape: str, event: list[int]) -> None:
     if model and target is not None:
         raise ValueError("--model, --target: give one of them; a target has a model of its own")
     if not model and (data or shape):
@@ -46,12 +68,6 @@ def subject_of(
         raise ValueError(f"{option} goes with --model; the target {target or DEFAULT_TARGET!r} has its own")
     if min(event, default=1) < 1:
         raise ValueError(f"--shape {shape!r}: each number must be at least 1")
-    found = (
-        subjects.own(model, where, data, event, limit) if model else subjects.target(target or DEFAULT_TARGET, where)
-    )
-    if found.note:
-        typer.echo(found.note, err=True)
-    return subjects.with_features(found, features, where) if features else found
 
 
 def folder_of(command: str, subject: Subject) -> Path:

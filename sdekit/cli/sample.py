@@ -14,6 +14,7 @@ from sdekit.cli.options import BatchSize, Data, Device, Model, Seed, Shape, Targ
 from sdekit.cli.shell import app
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SHOWN = 256  # samples in the picture
@@ -41,8 +42,9 @@ def sample(
     """Draw samples: a picture of the first and a safetensors file of all."""
     if n < 1:
         raise ValueError(f"--n {n}: at least 1 sample is needed")
-    conditions = conditions_of(condition or [], n)
-    subject = options.subject_of(target, model, device, data=data, shape=shape, limit=SHOWN)
+    where = options.torch_device(device)
+    conditions = conditions_of(condition or [], n, where)
+    subject = options.subject_of(target, model, device, data=data, shape=shape, limit=SHOWN, conditions=conditions)
     from safetensors.torch import save_file
 
     import sdekit as sk
@@ -50,7 +52,7 @@ def sample(
 
     solution = sk.sample(
         subject.model, (n, *subject.event), solver=solver, nfe=nfe, grid=grid, seed=seed, batch_size=batch_size,
-        progress=sys.stderr.isatty(), **{name: _on(value, subject.model) for name, value in conditions.items()},
+        progress=sys.stderr.isatty(), **conditions,
     )  # fmt: skip
     x = solution.x.cpu().contiguous()
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def sample(
     typer.echo(f"{out / 'samples.png'}\n{out / 'samples.safetensors'}")
 
 
-def conditions_of(texts: list[str], n: int) -> dict[str, Any]:
+def conditions_of(texts: list[str], n: int, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What the network is told, from ``name=value``.
 
     A whole number is a label: int64 [n], a row for each sample, as is ``classes:K``, which gives sample i the label
@@ -76,21 +78,17 @@ def conditions_of(texts: list[str], n: int) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name.isidentifier() or name in found:
             raise ValueError(f"--condition {text!r}: write it as name=value, each name once")
-        found[name] = _condition(text, value, n)
+        found[name] = _condition(text, value, n, device)
     return found
 
 
-def _condition(text: str, value: str, n: int) -> Tensor | float:
+def _condition(text: str, value: str, n: int, device: torch.device | str) -> Tensor | float:
     import torch
 
     if classes := re.fullmatch(r"classes:([1-9]\d{0,8})", value):
-        return torch.arange(n) % int(classes[1])
+        return torch.arange(n, device=device) % int(classes[1])
     if re.fullmatch(r"[+-]?\d{1,18}", value):
-        return torch.full((n,), int(value))
+        return torch.full((n,), int(value), device=device)
     if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?", value, re.IGNORECASE):
         return float(value)
     raise ValueError(f"--condition {text!r}: its value is a whole number, a number with a point, or classes:K")
-
-
-def _on(value: Any, model: Any) -> Any:
-    return value.to(model.device) if hasattr(value, "to") else value

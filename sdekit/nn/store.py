@@ -141,7 +141,7 @@ def _network(path: str, kind: str, arguments: Mapping[str, Any], tensors: Mappin
     make = lookup("network", kind, NETWORKS)
     try:
         net = make(**arguments)
-        # assigned, a tensor keeps its dtype; copied first, since one inside a mapped file is not aligned, and sums differ
+        # assigned, so that each keeps its dtype; copied, so that none stays in the mapped file
         net.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
