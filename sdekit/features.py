@@ -24,7 +24,7 @@ _SIDE = 224  # of the images that DINOv2 is shown, Stein et al. 2023
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
-def pixels(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:
+def pixels(x: Float[Tensor, "n *event"]) -> UInt8[Tensor, "n 3 h w"]:
     """Images in [−1, 1] as files would hold them: u = 127.5 (x + 1) rounded and clamped to 0 … 255, grey as RGB.
 
     Raises ValueError for another shape than [n, 1 or 3, height, width].
@@ -49,7 +49,7 @@ class DINOv2(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_STD)[:, None, None], persistent=False)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n k"]:
         rgb = pixels(x).to(x.dtype) / 255
         resized = F.interpolate(rgb, (_SIDE, _SIDE), mode="bicubic", antialias=True).clamp(0, 1)
         normal = (resized - self.get_buffer("mean")) / self.get_buffer("std")
@@ -63,7 +63,7 @@ class Inception(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 2048"]:
+    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n 2048"]:
         return self.net(pixels(x))[0]
 
 

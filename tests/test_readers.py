@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,9 @@ def folder_of(path: Path, images: np.ndarray, suffix: str = ".png") -> Path:
 
 
 def refused(path: str | Path, *words: str, limit: int | None = None) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
-        read(path, limit)
     for word in words:
-        assert word in str(caught.value)
+        with pytest.raises(ValueError, match=re.escape(word)):
+            read(path, limit)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
