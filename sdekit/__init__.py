@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
-    from sdekit.adaptive import AdaptiveSolution, sample_adaptive
+    from sdekit.adaptive import Adaptive, AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
     from sdekit.data import Quantization
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdekit.sampling import Solution, march, sample
 
 _NAMES = {
-    "adaptive": ("AdaptiveSolution", "sample_adaptive"),
+    "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
     "correction": ("Langevin",),
     "data": ("Quantization",),
@@ -35,17 +35,17 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "features",
-    "files", "fitting", "grid", "identity", "jackknife", "likelihood", "loading", "metrics", "misfit", "model",
-    "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "readers", "report",
-    "results", "sampling", "solvers", "subjects", "targets", "testing", "training",
+    "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "divergence", "elementwise",
+    "features", "files", "fitting", "grid", "identity", "jackknife", "likelihood", "loading", "metrics", "misfit",
+    "model", "model_statistics", "names", "nn", "noise", "ode", "prediction", "process", "ranking", "readers",
+    "report", "results", "sampling", "solvers", "subjects", "targets", "testing", "training",
 )  # fmt: skip
 
 __all__ = [
-    "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
-    "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
-    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
-    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
+    "Langevin", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data",
+    "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march",
+    "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import BatchSize, Data, Device, Features, Model, Seed, Target
+from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Model, Seed, Target
 from sdekit.cli.shell import INTERRUPTED, app
 
 SAMPLES = 512
@@ -21,6 +22,7 @@ def compare(
     model: Model = "",
     data: Data = "",
     features: Features = "",
+    condition: Condition = None,
     solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)", or "all".')] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated.")] = "5,10,20,50",
     grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "auto",
@@ -47,12 +49,16 @@ def compare(
     from sdekit import report
     from sdekit.comparison import DEFAULT_SOLVERS, Interrupted
     from sdekit.comparison import compare as measure
+    from sdekit.loading import check_runs
     from sdekit.solvers import names
 
     assert subject.reference is not None
     specs = names() if solvers == "all" else options.names(solvers) or DEFAULT_SOLVERS
     if samples is None:
         samples = min(SAMPLES, max(subject.measured, 2)) if model else SAMPLES
+    arguments = inspect.signature(measure).parameters
+    conditions = options.conditions_of(condition or [], samples, subject.model.device, arguments)
+    check_runs(subject.model, subject.event, conditions)
     folder = options.folder_of("compare", subject) if out is None else out
     code = 0
     try:
@@ -60,7 +66,7 @@ def compare(
             result = measure(
                 subject.model, subject.reference, solvers=specs, nfe=numbers, grid=grids, samples=samples, seed=seed,
                 real=subject.real, features=subject.features, target=subject.name, out=folder, progress=progress,
-                batch_size=batch_size,
+                batch_size=batch_size, **conditions,
             )  # fmt: skip
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED

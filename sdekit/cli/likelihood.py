@@ -39,12 +39,14 @@ def likelihood(
         raise ValueError(f"samples={samples}: at least 1 is needed; there is nothing to measure otherwise")
     subject = options.subject_of(None, model, device, data=data, limit=samples)
     from sdekit.likelihood import measure
+    from sdekit.loading import check_runs
 
     if subject.quantization is None:
         raise ValueError(
             f"--data {data}: bits/dim count levels, and these are floats: give images or uint8; densities of floats are"
             " sdekit.log_prob in Python"
         )
+    check_runs(subject.model, subject.event, {})
     assert subject.reference is not None
     held_out = subject.reference[:samples].to(options.torch_device(device))
     with options.progress() as progress:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from sdekit.subjects import DEFAULT_TARGET, TARGETS
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from sdekit.subjects import Subject
 
@@ -27,6 +27,10 @@ Data = Annotated[
 ]
 Features = Annotated[str, typer.Option(help="Feature map: package.module:function, dinov2:FOLDER or inception:FILE.")]
 Shape = Annotated[str, typer.Option(help="Shape of one sample where there are no data, e.g. 3,32,32.")]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(help="What the network is told: label=3, guidance=1.5, label=classes:10; may be repeated."),
+]
 BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise; the same for every solver.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps, …")]
@@ -41,11 +45,9 @@ def subject_of(
     features: str = "",
     shape: str = "",
     limit: int | None = None,
-    conditions: Mapping[str, Any] = MappingProxyType({}),
 ) -> Subject:
-    """What the options name: a shipped target, or a model of the user's with data or a shape; tried once."""
+    """What the options name: a shipped target, or a model of the user's with data or a shape."""
     from sdekit import subjects
-    from sdekit.loading import check_runs
 
     where, event = torch_device(device), whole_numbers("shape", shape, "3,32,32") if shape else []
     _check_together(target, model, data, shape, event)
@@ -55,8 +57,6 @@ def subject_of(
         found = subjects.target(target or DEFAULT_TARGET, where)
     if found.note:
         typer.echo(found.note, err=True)
-    if model or conditions:
-        check_runs(found.model, found.event, conditions)
     return subjects.with_features(found, features, where) if features else found
 
 
@@ -68,6 +68,40 @@ def _check_together(target: str | None, model: str, data: str, shape: str, event
         raise ValueError(f"{option} goes with --model; the target {target or DEFAULT_TARGET!r} has its own")
     if min(event, default=1) < 1:
         raise ValueError(f"--shape {shape!r}: each number must be at least 1")
+
+
+def conditions_of(
+    texts: Sequence[str], n: int, device: torch.device | str = "cpu", taken: Container[str] = ()
+) -> dict[str, Any]:
+    """What the network is told, from ``name=value``.
+
+    A whole number is a label: int64 [n], a row for each sample, as is ``classes:K``, which gives sample i the label
+    i mod K. A number with a point is passed as it is. Names in ``taken`` are refused.
+
+    >>> conditions_of(["label=classes:3", "guidance=1.5"], 4)
+    {'label': tensor([0, 1, 2, 0]), 'guidance': 1.5}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name.isidentifier() or name in found:
+            raise ValueError(f"--condition {text!r}: write it as name=value, each name once")
+        if name in taken:
+            raise ValueError(f"--condition {text!r}: {name} is an argument of the run, which the network is not told")
+        found[name] = _condition(text, value, n, device)
+    return found
+
+
+def _condition(text: str, value: str, n: int, device: torch.device | str) -> Tensor | float:
+    import torch
+
+    if classes := re.fullmatch(r"classes:([1-9]\d{0,8})", value):
+        return torch.arange(n, device=device) % int(classes[1])
+    if re.fullmatch(r"[+-]?\d{1,18}", value):
+        return torch.full((n,), int(value), device=device)
+    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?", value, re.IGNORECASE):
+        return float(value)
+    raise ValueError(f"--condition {text!r}: its value is a whole number, a number with a point, or classes:K")
 
 
 def folder_of(command: str, subject: Subject) -> Path:
