@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdekit.cli import options
 from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Model, Seed, Target
 from sdekit.cli.shell import INTERRUPTED, app
+
+if TYPE_CHECKING:
+    from sdekit.comparison import Comparison
 
 SAMPLES = 512
 Limit = Annotated[int, typer.Option(help="How many of the data are used, evenly spaced; 0 for all.")]
@@ -40,25 +42,18 @@ def compare(
     A second run with the same --out computes only what is missing; Ctrl-C keeps what is finished. Own data are split in
     halves: one to measure against, one for the floor.
     """
+    _check(model, data, data_limit)
     numbers, grids = options.whole_numbers("nfe", nfe, "5,10"), options.names(grid)
-    if model and not data:
-        raise ValueError("--model: there is nothing to measure it against; give --data")
-    if data_limit < 0:
-        raise ValueError(f"--data-limit {data_limit}: it must be at least 0, which uses all data")
     subject = options.subject_of(target, model, device, data=data, features=features, limit=data_limit or None)
-    from sdekit import report
     from sdekit.comparison import DEFAULT_SOLVERS, Interrupted
     from sdekit.comparison import compare as measure
-    from sdekit.loading import check_runs
     from sdekit.solvers import names
 
     assert subject.reference is not None
     specs = names() if solvers == "all" else options.names(solvers) or DEFAULT_SOLVERS
     if samples is None:
         samples = min(SAMPLES, max(subject.measured, 2)) if model else SAMPLES
-    arguments = inspect.signature(measure).parameters
-    conditions = options.conditions_of(condition or [], samples, subject.model.device, arguments)
-    check_runs(subject.model, subject.event, conditions)
+    conditions = options.conditions_of(condition or [], samples, subject, measure)
     folder = options.folder_of("compare", subject) if out is None else out
     code = 0
     try:
@@ -70,9 +65,23 @@ def compare(
             )  # fmt: skip
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
-    options.show(report.show, result)
-    paths = [folder / "results.jsonl", *report.write(result, folder)]
-    typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
+    _tell(result, folder)
     if code:
         typer.echo(f"sdekit: {len(result.cells)} cells were finished; the same command goes on from there", err=True)
     raise typer.Exit(code)
+
+
+def _tell(result: Comparison, folder: Path) -> None:
+    """Print the tables, and what files there are."""
+    from sdekit import report
+
+    options.show(report.show, result)
+    paths = [folder / "results.jsonl", *report.write(result, folder)]
+    typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
+
+
+def _check(model: str, data: str, data_limit: int) -> None:
+    if model and not data:
+        raise ValueError("--model: there is nothing to measure it against; give --data")
+    if data_limit < 0:
+        raise ValueError(f"--data-limit {data_limit}: it must be at least 0, which uses all data")

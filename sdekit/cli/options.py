@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Container, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,15 +71,22 @@ def _check_together(target: str | None, model: str, data: str, shape: str, event
         raise ValueError(f"--shape {shape!r}: each number must be at least 1")
 
 
-def conditions_of(
-    texts: Sequence[str], n: int, device: torch.device | str = "cpu", taken: Container[str] = ()
-) -> dict[str, Any]:
-    """What the network is told, from ``name=value``.
+def conditions_of(texts: Sequence[str], n: int, subject: Subject, run: Callable[..., object]) -> dict[str, Any]:
+    """What the network is told in ``run``, which draws n samples, from ``name=value``; the network is tried with it."""
+    from sdekit.loading import check_runs
 
-    A whole number is a label: int64 [n], a row for each sample, as is ``classes:K``, which gives sample i the label
-    i mod K. A number with a point is passed as it is. Names in ``taken`` are refused.
+    found = _read_conditions(texts, n, subject.model.device)
+    for name in found.keys() & inspect.signature(run).parameters.keys():
+        raise ValueError(f"--condition {name}: it is an argument of the run, which the network is not told")
+    check_runs(subject.model, subject.event, found)
+    return found
 
-    >>> conditions_of(["label=classes:3", "guidance=1.5"], 4)
+
+def _read_conditions(texts: Sequence[str], n: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A whole number is a label: int64 [n], a row for each sample, as is ``classes:K``: sample i has the label i mod K.
+    A number with a point is passed as it is.
+
+    >>> _read_conditions(["label=classes:3", "guidance=1.5"], 4)
     {'label': tensor([0, 1, 2, 0]), 'guidance': 1.5}
     """
     found: dict[str, Any] = {}
@@ -86,8 +94,6 @@ def conditions_of(
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name.isidentifier() or name in found:
             raise ValueError(f"--condition {text!r}: write it as name=value, each name once")
-        if name in taken:
-            raise ValueError(f"--condition {text!r}: {name} is an argument of the run, which the network is not told")
         found[name] = _condition(text, value, n, device)
     return found
 

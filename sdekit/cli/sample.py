@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,11 +39,8 @@ def sample(
 
     import sdekit as sk
     from sdekit import report
-    from sdekit.loading import check_runs
 
-    arguments = inspect.signature(sk.sample).parameters
-    conditions = options.conditions_of(condition or [], n, subject.model.device, arguments)
-    check_runs(subject.model, subject.event, conditions)
+    conditions = options.conditions_of(condition or [], n, subject, sk.sample)
     solution = sk.sample(
         subject.model, (n, *subject.event), solver=solver, nfe=nfe, grid=grid, seed=seed, batch_size=batch_size,
         progress=sys.stderr.isatty(), **conditions,
