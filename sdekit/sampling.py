@@ -55,6 +55,7 @@ class Solution:
         trajectory: states at those times [len(t), n, *event] with ``keep="all"``, otherwise None.
         seed: the seed that repeats the run.
         sigma: σ of the noise that x still carries: 0 where it was denoised, which under ``VE`` t = 0 does not say.
+        space: ``"latents"`` where the model is one of latents (``latent``), whose decoder makes data of x.
     """
 
     x: Float[Tensor, "n *event"]
@@ -63,6 +64,14 @@ class Solution:
     trajectory: Float[Tensor, "times n *event"] | None
     seed: int
     sigma: float
+    space: str = "data"
+
+
+def space_of(model: object) -> str:
+    """What the states of a model are, or of the model that it wraps: ``"data"``, or ``"latents"`` of a ``Latent``."""
+    while model is not None and not hasattr(model, "space"):
+        model = getattr(model, "model", None)
+    return getattr(model, "space", "data")
 
 
 def march(
@@ -89,14 +98,14 @@ def march(
         if row.evaluate:
             F = model.predict(plan.predicts, x, here.t, **conditions)  # noqa: N806
             history.appendleft(F if row.linear is None else F - row.linear * x)
-        x, here = _combine(row, anchor, history, draw), row.to
+        x, here = combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
             anchor, before = x, here
             yield here, x
 
 
-def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     for b, F in zip(row.history, history):  # noqa: N806
@@ -202,7 +211,7 @@ def sample(
                 advance()
             kept = _place(kept, states, first, n)
     assert kept is not None
-    solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed)
+    solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed, space_of(model))
     if start is None:
         warn_of_start(model.process, solution.x)
     return solution
@@ -237,12 +246,12 @@ def _place(kept: Tensor | None, states: list[Tensor], first: int, n: int) -> Ten
     return kept
 
 
-def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int) -> Solution:
+def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int, space: str) -> Solution:
     knots = (plan.start, *(row.to for row in plan.rows if row.commit))
     times, sigma = tuple(knot.t for knot in knots), knots[-1].sigma
     if keep == "all":
-        return Solution(kept[-1].clone(), nfe, times, kept, seed, sigma)
-    return Solution(kept[0], nfe, times[-1:], None, seed, sigma)
+        return Solution(kept[-1].clone(), nfe, times, kept, seed, sigma, space)
+    return Solution(kept[0], nfe, times[-1:], None, seed, sigma, space)
 
 
 def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -42,7 +42,7 @@ from sdekit.metrics import METRICS
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.results import OUT_OF_MEMORY, PREVIEW, Cell, Store
-from sdekit.sampling import Model, as_rows, batched, check_conditions
+from sdekit.sampling import Model, as_rows, batched, check_conditions, space_of
 from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
 
@@ -71,6 +71,7 @@ class Comparison:
         spread: the floor's standard deviation over sets of real data of that size.
         samples: the first ``PREVIEW`` samples of each cell, by its key.
         real: as many of ``reference``.
+        space: ``"latents"`` where the model is one of latents (``latent``): all distances are between latents.
     """
 
     cells: tuple[Cell, ...]
@@ -78,6 +79,7 @@ class Comparison:
     spread: Mapping[str, float]
     samples: Mapping[str, Tensor] = field(repr=False)
     real: Tensor = field(repr=False)
+    space: str = "data"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -111,7 +113,8 @@ def compare(
 
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
-        reference: real data [m, *event], best not seen in training; a tensor or a numpy array.
+        reference: real data [m, *event], best not seen in training; a tensor or a numpy array. For a model of latents,
+            their latents: ``model.encode(data)``; the records then call the target ``"…, latents"``.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``. An adaptive method, as in
             ``"dpm-solver-23(rtol=0.01)"``, is a row whose NFE is what it took. Any other sampler is a function
@@ -154,6 +157,7 @@ def compare(
     ruler = Ruler.make(data, more, features, samples, _identity("features", features, out))
     jobs = [Job(model, (samples, *data.shape[1:]), one, batch_size, conditions) for one in seeds]
     store = Store(None if out is None else Path(out))
+    target = target if space_of(model) == "data" else f"{target}, {space_of(model)}"
     run = _Run(jobs, target, ruler, _network(model, conditions, out), store, _Ticker(progress))
     planned = {cell.key: (cell, row, job) for cell, row, job in run.cells(rows)}
     left = [key for key in planned if key not in store.cells]
@@ -282,7 +286,8 @@ class _Run:
         paired = {name for name, metric in METRICS.items() if metric.paired}
         known = {name: [floor[name] for floor in floors if name in floor] for name in paired}
         floor = {**self.ruler.floor, **{name: max(values) for name, values in known.items() if values}}
-        return Comparison(tuple(cells), floor, self.ruler.spread, previews, self.ruler.data[:PREVIEW])
+        space = space_of(self.jobs[0].model)
+        return Comparison(tuple(cells), floor, self.ruler.spread, previews, self.ruler.data[:PREVIEW], space)
 
 
 def _draw(rule: tuple[str, int, str], job: Job, tick: Tick) -> Tensor:
