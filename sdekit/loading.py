@@ -177,7 +177,9 @@ def _from_path(path: Path) -> Any:
     if (path / store.MODEL).exists():
         return store.load(path)
     if any((path / name).exists() for name in _DIFFUSERS):
-        return _imported(f"model {path}", "sdekit.interop.diffusers").load(path)
+        from sdekit.interop import diffusers
+
+        return diffusers.load(path)
     raise ValueError(
         f"model {path}: the folder holds neither {store.MODEL} (of sdekit.nn.save) nor {' or '.join(_DIFFUSERS)} (of"
         " diffusers)"
