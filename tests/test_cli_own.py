@@ -256,7 +256,10 @@ def test_every_command_of_the_page_is_run(folder: Path, tmp_path: Path, monkeypa
         (tmp_path / name).symlink_to(folder / name)
     commands = re.findall(r"^sdekit (.*)$", PAGE, re.MULTILINE)
     assert len(commands) >= 8
-    small = {"compare": ["--samples", "8", "--nfe", "2", "--solvers", "ddim"], "likelihood": ["--samples", "2", "--method", "unipc-3", "--steps", "4"]}
+    small = {
+        "compare": ["--samples", "8", "--nfe", "2", "--solvers", "ddim"],
+        "likelihood": ["--samples", "2", "--method", "unipc-3", "--steps", "4"],
+    }
     for command in commands:
         words = command.split()
         if "/path/to" in command:  # weights that are not here
