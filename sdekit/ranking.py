@@ -13,6 +13,7 @@ from sdekit.metrics import METRICS
 from sdekit.results import Cell
 
 BEST, TIED = "*", "="
+_COSTS = ("evaluations", "seconds", "network_seconds")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def _mean(cells: Sequence[Cell]) -> Cell:
         for name in first.jackknife
         if all(len(cell.jackknife.get(name, ())) == len(first.jackknife[name]) for cell in cells)
     }
-    evaluations, seconds = (fmean(getattr(cell, name) for cell in cells) for name in ("evaluations", "seconds"))
-    taken = round(evaluations) if first.grid == ADAPTIVE else first.nfe
-    return replace(first, metrics=metrics, jackknife=rest, evaluations=evaluations, seconds=seconds, nfe=taken)
+    costs = {
+        name: fmean(getattr(cell, name) for cell in cells) for name in ("evaluations", "seconds", "network_seconds")
+    }
+    taken = round(costs["evaluations"]) if first.grid == ADAPTIVE else first.nfe
+    return replace(first, metrics=metrics, jackknife=rest, nfe=taken, **costs)
 
 
 def _badness(values: Sequence[Sequence[float | None]]) -> list[float]:

@@ -41,6 +41,9 @@ class Cell:
         evaluations: network evaluations that a sample took, in the mean: ``nfe``, unless an adaptive method or a
             function took others.
         seconds: wall time of sampling alone.
+        network_seconds: of the network's bare calls in it: their number times the time of one, measured apart, so that
+            on a busy machine it may exceed ``seconds``; what is beyond it is the solver's own.
+        peak_memory: bytes that the device held at most while sampling; None where the device does not count them.
         note: why there are no metrics; empty where there are.
         network, data, plan: digests of all that decides the model's values, of the real data with the feature map,
             and of the table. "unidentified-…" where there is none: the cell is in no other run.
@@ -73,6 +76,8 @@ class Cell:
     key: str = ""
     jackknife: Mapping[str, Sequence[float]] = field(default_factory=dict)
     evaluations: float = 0.0
+    network_seconds: float = 0.0
+    peak_memory: int | None = None
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""

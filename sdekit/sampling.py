@@ -136,6 +136,7 @@ def sample(
     callback: Callback | None = None,
     progress: bool = False,
     batch_size: int | None = None,
+    first: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     **conditions: Any,
@@ -166,6 +167,7 @@ def sample(
         callback: called as ``callback(step, t, x)`` after each step of each batch.
         progress: show a progress bar on stderr.
         batch_size: samples run at once (default: all).
+        first: the number of the first sample: several calls, in any processes, make one set (``distributed``).
         dtype: of the state; ignored where ``start`` gives one.
         device: of the state; by default the model's.
         conditions: passed to the network; a tensor, numpy array or list whose first dimension is n is split with the
@@ -187,6 +189,7 @@ def sample(
     n, *event = check_shape(shape, start)
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
+    check_count("first", first, 0, "it is the number of the first sample")
     check_conditions(model, conditions, sample)
     conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed
@@ -197,11 +200,11 @@ def sample(
     before, batches = model.nfe, range(0, n, size)
     kept: Tensor | None = None
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
-        for first in batches:
-            samples = torch.arange(first, min(first + size, n), device=where)
+        for place in batches:
+            samples = first + torch.arange(place, min(place + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
-            x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
-            parts = conditions_of(conditions, n, first, size)
+            x = _start(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
+            parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
             for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,21 @@ def test_a_cell_that_runs_out_of_memory_costs_itself_and_is_tried_again(tmp_path
     assert enough.cells[0].metrics == run(model(), solvers=["ddpm"], batch_size=6).cells[0].metrics
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
     assert run(model(), solvers=["ddpm"], out=tmp_path).cells == enough.cells
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+def test_seconds_are_parted_into_the_networks_and_the_solvers() -> None:
+    class Slow(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return 0.3 * x
+
+    model = sk.ScoreModel(Slow(), PROCESS)
+    cell = run(model, solvers=["ddpm"], nfe=[5], batch_size=16).cells[0]
+    assert model.nfe == 2 * 5
+    # two batches of five calls; what a busy machine adds to a sleep it may add to either
+    assert cell.network_seconds >= 2 * 5 * 0.02
+    assert cell.seconds >= 2 * 5 * 0.02
+    assert cell.peak_memory is None

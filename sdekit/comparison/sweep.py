@@ -13,11 +13,10 @@ fixed points; the data and the feature map; the solver's table.
 from __future__ import annotations
 
 import secrets
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
 from sdekit.comparison.ruler import (
     Features,
@@ -191,15 +191,19 @@ class _Run:
 
     def cells(self, rows: Sequence[Contender]) -> list[tuple[Cell, Contender, Job]]:
         """The cells to measure, each with what it measures; one that cannot run carries a note."""
-        return [(self._cell(row, job), row, job) for row in rows for job in self.jobs]
+        tables = [self._table(row) for row in rows]
+        return [(self._cell(row, job, *table), row, job) for row, table in zip(rows, tables) for job in self.jobs]
 
-    def _cell(self, row: Contender, job: Job) -> Cell:
-        process, n = job.model.process, job.shape[0]
+    def _table(self, row: Contender) -> tuple[str, str]:
+        """The digest of what the row does, and, where there is none, why it cannot run."""
         try:
-            plan, note = _identity("solvers", row.table(process), self.store.folder), ""
+            return _identity("solvers", row.table(self.jobs[0].model.process), self.store.folder), ""
         except ValueError as error:
-            plan, note = "", str(error)
-        ends = self._endpoint_key(job)
+            return "", str(error)
+
+    def _cell(self, row: Contender, job: Job, plan: str, note: str) -> Cell:
+        process, n = job.model.process, job.shape[0]
+        ends = self.endpoint_keys[job.seed]
         shared = (self.network, self.behaviour, self.ruler.digest, ends, plan, note, GROUPS, *METRICS)
         key = identify((row.solver, row.grid, row.nfe, job.shape, job.seed, self.target, *shared))
         return Cell(
@@ -208,14 +212,13 @@ class _Run:
             plan=plan, behaviour=self.behaviour, key=key,
         )  # fmt: skip
 
-    def _endpoint_key(self, job: Job) -> str:
-        digest = identify((self.network, self.behaviour, job.shape, job.seed, self._endpoint_plans))
-        return f"endpoint-{digest}"
-
     @cached_property
-    def _endpoint_plans(self) -> str:
+    def endpoint_keys(self) -> dict[int, str]:
+        """By seed."""
         process = self.jobs[0].model.process
-        return identify([get(name).plan(process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)])
+        plans = [get(name).plan(process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)]
+        decides = (self.network, self.behaviour, plans)
+        return {job.seed: f"endpoint-{identify((*decides, job.shape, job.seed))}" for job in self.jobs}
 
     @cached_property
     def behaviour(self) -> Behaviour:
@@ -227,11 +230,16 @@ class _Run:
         found = behaviour(job.model, job.shape[1:], **{**job.conditions, **few})
         return self.store.settled(self.network, found)
 
+    @cached_property
+    def call_seconds(self) -> float:
+        """Of one evaluation of all samples of a cell by the bare network."""
+        return network_seconds(self.jobs[0])
+
     def cost(self, cells: Sequence[Cell]) -> int:
         """Network evaluations of those cells, as far as it is known, with the endpoints that they need."""
         cells = [cell for cell in cells if not cell.note]
         seeds = {cell.seed for cell in cells if not cell.stochastic}
-        fresh = sum(job.seed in seeds and not self.store.load(self._endpoint_key(job)) for job in self.jobs)
+        fresh = sum(job.seed in seeds and not self.store.load(self.endpoint_keys[job.seed]) for job in self.jobs)
         n = self.jobs[0].shape[0]
         return sum(cell.nfe * n for cell in cells) + fresh * (ENDPOINT[1] * n + CHECK[1] * min(CHECKED, n))
 
@@ -248,7 +256,7 @@ class _Run:
                 "check": _draw(CHECK, part, self.ticker.start("check of the endpoint")),
             }
 
-        found = self.store.once(self._endpoint_key(job), both)
+        found = self.store.once(self.endpoint_keys[job.seed], both)
         if not all(bool(x.isfinite().all()) for x in found.values()):
             return None, {}
         return found["x"], against_endpoint(found["x"][: len(found["check"])], found["check"])
@@ -258,18 +266,18 @@ class _Run:
         if cell.note:
             return cell, None
         endpoint, error = (None, {}) if cell.stochastic else self.endpoint(job)
-        tick, began = self.ticker.start(f"{cell.solver}, {cell.grid}, NFE {cell.nfe or '…'}"), time.perf_counter()
+        tick = self.ticker.start(f"{cell.solver}, {cell.grid}, NFE {cell.nfe or '…'}")
         try:
-            x, evaluations = row.draw(job, tick)
+            x, evaluations, seconds, peak = timed(row, job, tick)
+            network = self.call_seconds * evaluations
         except Exception as failure:
             if (note := _note(failure, row)) is None:
                 raise
             return replace(cell, note=note), None
         cell = replace(
-            cell, seconds=round(time.perf_counter() - began, 4), nfe=cell.nfe or round(evaluations),
-            evaluations=evaluations, floor={**self.ruler.floor, **error},
+            cell, seconds=round(seconds, 6), network_seconds=round(network, 6), peak_memory=peak,
+            nfe=cell.nfe or round(evaluations), evaluations=evaluations, floor={**self.ruler.floor, **error},
         )  # fmt: skip
-        x = x.cpu()
         if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
         metrics, rest = self.ruler.against_data(x), self.ruler.left_out(x)
@@ -340,6 +348,7 @@ def _network(model: Model, conditions: Mapping[str, Any], out: str | Path | None
     return identify((network, _identity("conditions", conditions, out))) if conditions else network
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {name: [*metadata.distributions(name=name)] for name in ("sdekit", "torch")}
     return {name: one[0].version if one else "not installed" for name, one in found.items()}

@@ -44,7 +44,7 @@ def behaviour(model: Model, event: Sequence[int], **conditions: Any) -> Behaviou
     things = _reachable(model)
     kind = next((thing.predicts for thing in things if isinstance(thing, ScoreModel)), "eps")
     found, samples = list[float](), torch.arange(STATES, device=model.device)
-    with _uncounted(things):
+    with _leaving_counters(things):
         for k, knot in enumerate(Grid.make(model.process, "logsnr", _TIMES + 1).knots[1:-1]):
             x = normal(0, k, samples, event) * math.hypot(knot.alpha, knot.sigma)
             output = model.predict(kind, x, knot.t, **conditions).to(torch.float64)
@@ -71,7 +71,22 @@ def alike(one: Behaviour, other: Behaviour) -> bool:
 
 
 @contextmanager
-def _uncounted(things: list[Any]) -> Generator[None, None, None]:
+def uncounted(model: Model) -> Generator[None]:
+    """Calls of the model that count nowhere.
+
+    >>> from sdekit import VP
+    >>> model = ScoreModel(lambda x, t: x, VP())
+    >>> with uncounted(model):
+    ...     _ = model.eps(torch.zeros(1, 2), 0.5)
+    >>> model.nfe
+    0
+    """
+    with _leaving_counters(_reachable(model)):
+        yield
+
+
+@contextmanager
+def _leaving_counters(things: list[Any]) -> Generator[None]:
     """Leaves the counters of the models among the things as they were."""
     counters = [(thing, thing.nfe) for thing in things if _counts(thing)]
     try:
