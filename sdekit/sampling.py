@@ -212,7 +212,7 @@ def sample(
                 if callback is not None:
                     callback(step, knot.t, x)
                 advance()
-            kept = _place(kept, states, first, n)
+            kept = _place(kept, states, place, n)
     assert kept is not None
     solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed, space_of(model))
     if start is None:
@@ -238,14 +238,14 @@ def _score(model: Model, conditions: Mapping[str, Any]) -> Callable[[Tensor, flo
     return lambda x, t: model.predict("score", x, t, **conditions)
 
 
-def _place(kept: Tensor | None, states: list[Tensor], first: int, n: int) -> Tensor:
+def _place(kept: Tensor | None, states: list[Tensor], place: int, n: int) -> Tensor:
     """A batch's states in their rows of what is kept [states, n, *event]: joined in the end, they were held twice."""
     if len(states[0]) == n:
         return torch.stack(states) if len(states) > 1 else states[0][None]
     if kept is None:
         kept = states[0].new_empty(len(states), n, *states[0].shape[1:])
     for all_of_them, x in zip(kept, states):
-        all_of_them[first : first + len(x)] = x
+        all_of_them[place : place + len(x)] = x
     return kept
 
 
