@@ -53,10 +53,10 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
-    "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode", "prediction",
-    "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing", "thresholding",
-    "training",
+    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
+    "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode",
+    "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers", "subjects", "targets",
+    "testing", "thresholding", "training",
 )  # fmt: skip
 
 __all__ = [
