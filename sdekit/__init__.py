@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
+    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training, tuning
     from sdekit.adaptive import AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdekit.ode import decode, encode, flow
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
+    from sdekit.tuning import tune
 
 _NAMES = {
     "adaptive": ("AdaptiveSolution", "sample_adaptive"),
@@ -32,13 +33,14 @@ _NAMES = {
     "ode": ("decode", "encode", "flow"),
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
+    "tuning": ("tune",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
     "fitting", "grid", "identity", "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics",
     "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results", "sampling", "solvers",
-    "targets", "testing", "training",
+    "targets", "testing", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
     "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
     "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "tune", "tuning",
 ]  # fmt: skip
 
 
