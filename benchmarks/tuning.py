@@ -109,10 +109,10 @@ KINDS = ("median", "rmse")
 def frechet(one: Problem, plan: sk.tuning.Tuned, others: dict[str, Tensor], nfe: int, n: int = 1024) -> dict[str, Any]:
     """Fréchet distance to the held-out digits in the features of ``compare``, of the plan and of the best cells."""
     from sdekit.data import digits
-    from sdekit.metrics import frechet as distance_of
+    from sdekit.metrics import METRICS
     from sdekit.nn import digits_features
 
-    features, real = digits_features(), digits().held_out
+    features, real, distance_of = digits_features(), digits().held_out, METRICS["frechet"].distance
     shown = sorted(others, key=lambda name: others[name].median().item())[:20]
 
     def value(**run: Any) -> float:
@@ -120,7 +120,11 @@ def frechet(one: Problem, plan: sk.tuning.Tuned, others: dict[str, Tensor], nfe:
             x = sk.sample(one.model, (n, *one.event), seed=11, batch_size=256, **run).x
             return round(distance_of(features(x), features(real)).item(), 2)
 
-    cells = {name: value(solver=name.split()[0], grid=name.split(" ", 1)[1], nfe=nfe) for name in shown if "(" not in name.split(" ")[0]}
+    cells = {
+        name: value(solver=name.split()[0], grid=name.split(" ", 1)[1], nfe=nfe)
+        for name in shown
+        if "(" not in name.split(" ")[0]
+    }
     return {"tuned": value(solver=plan), "best": min(cells.items(), key=lambda cell: cell[1])}
 
 
@@ -129,7 +133,9 @@ def show(record: dict[str, Any]) -> None:
     for kind in KINDS:
         value, low, high = record["ratio"][kind]
         name, other = record["best"][kind]
-        parts.append(f"  {kind} {record['tuned'][kind]:.3g} / {other:.3g} = {value:.2f} [{low:.2f}, {high:.2f}] ({name})")
+        parts.append(
+            f"  {kind} {record['tuned'][kind]:.3g} / {other:.3g} = {value:.2f} [{low:.2f}, {high:.2f}] ({name})"
+        )
     starts_ratio = ", ".join(f"{record['to_start'][kind][0]:.2f}" for kind in KINDS)
     parts.append(f"  to its start {starts_ratio}; {record['stage']}, {record['cpu_seconds']:.0f} s")
     if "frechet" in record:

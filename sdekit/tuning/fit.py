@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from sdekit.identity import UnidentifiedError, behaviour, identify
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
 from sdekit.tuning.plan import Tuned
 from sdekit.tuning.refine import SCALARS, Errors, Problem, State, cost_of_columns, free_count, precision
 from sdekit.tuning.search import CANDIDATES, Candidate, candidates, ranked
+from sdekit.tuning.store import digests
 from sdekit.tuning.teacher import LAST, Endpoints, Pairs, solve, starts
 
 Progress = Callable[[str, int, int], None]
@@ -74,8 +74,8 @@ def tune(
     Raises ValueError for nfe below 2, fewer training starts than free numbers, a teacher that does not converge and no
     choice that is deterministic; ``Interrupted`` at Ctrl-C, with the best plan so far.
 
-    Sources: Tong et al. 2024 (LD3) for the times told to the network; Shaul et al. 2024 (bespoke non-stationary solvers)
-    for tables with a free weight of every prediction; the steps are Marquardt's (1963).
+    Sources: Tong et al. 2024 (LD3) for the times told to the network; Shaul et al. 2024 (bespoke non-stationary
+    solvers) for tables with a free weight of every prediction; the steps are Marquardt's (1963).
 
     >>> from sdekit.process import VP
     >>> from sdekit.targets import Gaussian
@@ -87,6 +87,7 @@ def tune(
     check_count("nfe", nfe, 2, "one evaluation leaves nothing to tune")
     check_count("memory", memory, 1, "a row uses at least the prediction just made")
     check_count("budget", budget, 0, "it counts network evaluations")
+    check_count("starts", starts, 3, "two thirds of them are fitted, the others choose")
     event = tuple(check_shape(shape, None)[1:])
     held, free = starts // 3, free_count(nfe, min(memory, nfe))
     check_count("starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers")
@@ -97,9 +98,11 @@ def tune(
     meter, began = _Meter(progress, limit), time.perf_counter()
     meter("teacher", 0)
     sizes = {"train": train, "validation": held}
-    problem, teacher = _problem(model, event, sizes, endpoints, batch_size, seed, meter, as_rows(model, conditions, starts))
+    conditions = as_rows(model, conditions, starts)
+    problem, teacher = _problem(model, event, sizes, endpoints, batch_size, seed, meter, conditions)
     problem = replace(problem, jacobian=min(train, max(LEAST_JACOBIAN, SCALARS * free // max(1, problem.size))))
-    about: dict[str, Any] = {"event": list(event), "seed": seed, "starts": sizes, "teacher": teacher, **_digests(model, event)}
+    about: dict[str, Any] = {"event": list(event), "seed": seed, "starts": sizes, "teacher": teacher}
+    about |= digests(model, event)
     race = _Race(problem, min(memory, nfe), meter.spent, budget)
     try:
         race.run(found)
@@ -135,24 +138,13 @@ def _problem(
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)
         teacher = {"evaluations": nfe, "gap": gap}
     if end.shape != x.shape or not bool(end.isfinite().all()):
-        raise ValueError(f"endpoints: shape {list(end.shape)} for starts {list(x.shape)}: equal and finite ones are needed")
-    pairs = Pairs(x, end.to(x.dtype), conditions)
+        raise ValueError(
+            f"endpoints: shape {list(end.shape)} for starts {list(x.shape)}: equal and finite ones are needed"
+        )
+    pairs = Pairs.of(x, end.to(x.dtype), conditions)
     train, validation = pairs.part(0, sizes["train"]), pairs.part(sizes["train"], sizes["validation"])
-    difference = precision(model, train, getattr(model, "predicts", "eps"))
+    difference = precision(model, train)
     return Problem(model, train, validation, difference, len(train.start), meter, batch_size), teacher
-
-
-def _digests(model: Model, event: tuple[int, ...]) -> dict[str, Any]:
-    """What tells this model from others: by all that it is made of, and by what it gives at a few points."""
-    try:
-        digest: str | None = identify(model)
-    except UnidentifiedError:
-        digest = None
-    try:
-        seen: list[float | None] | None = list(behaviour(model, event))
-    except Exception:  # a network that cannot be called without its conditions, in whatever way it says so
-        seen = None
-    return {"model": digest, "behaviour": seen}
 
 
 @dataclass
@@ -172,20 +164,28 @@ class _Race:
         began = self.spent()
         columns = cost_of_columns(problem.begin(order[0].table, self.memory).free.first_rows, nfe)
         step = problem.jacobian * (nfe + columns) + nfe * (3 * len(problem.train.start) + len(problem.validation.start))
-        for one in order[: max(1, min(MOST_STARTED, self.budget // step // STEPS_EACH))]:
-            state = problem.begin(one.table, self.memory)
+        size = max(1, min(MOST_STARTED, self.budget // step // STEPS_EACH))
+        for first in range(0, len(order), size):
+            if not self._heat(order[first : first + size], lambda: self.spent() - began + step <= self.budget):
+                return
+
+    def _heat(self, entrants: Sequence[Candidate], affordable: Callable[[], bool]) -> bool:
+        """Some steps for each, then for the better half, until all are done; False once the budget is spent."""
+        left = list(range(len(self.states), len(self.states) + len(entrants)))
+        for one in entrants:
+            state = self.problem.begin(one.table, self.memory)
             self.states, self.origins = (*self.states, state), (*self.origins, (one, state.validation))
-        left = list(range(len(self.states)))
         while left:
             for i in left:
                 target = self.states[i].steps + ROUND
                 while not self.states[i].done and self.states[i].steps < target:
-                    if self.spent() - began + step > self.budget:
-                        return
-                    after = problem.step(self.states[i])
+                    if not affordable():
+                        return False
+                    after = self.problem.step(self.states[i])
                     self.states = (*self.states[:i], after, *self.states[i + 1 :])
-            left = sorted(left, key=lambda i: self.states[i].validation.score)[: max(1, len(left) // 2)]
-            left = [i for i in left if not self.states[i].done]
+            better = sorted(left, key=lambda i: self.states[i].validation.score)[: max(1, len(left) // 2)]
+            left = [i for i in better if not self.states[i].done]
+        return True
 
     def plan(self, about: dict[str, Any], began: float) -> Tuned:
         """The best that is no worse than its start in either error, or the best start."""

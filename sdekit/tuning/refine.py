@@ -5,8 +5,8 @@ linear in them: each step minimises
 
     Σ_i w_i ‖r_i + J_i δ‖² + Σ_k μ_k δ_k² + Σ_k ρ_k (θ_k + δ_k − θ⁰_k)²
 
-with w the weights of a pseudo-Huber loss, which lets go of the few starts that lie on a watershed, and μ_k and ρ_k in units
-of the diagonal of JᵀJ (Marquardt 1963): ρ holds what no start determines at the solver that the fit began from. J is
+with w the weights of a pseudo-Huber loss, which lets go of the few starts that lie on a watershed, and μ_k and ρ_k in
+units of the diagonal of JᵀJ (Marquardt 1963): ρ holds what no start determines at the solver that the fit began from. J is
 taken by differences. What changes a later row leaves the run before it as it is, and a differenced network needs no
 gradient: it may be compiled, quantised or a wrapper of any kind, and no graph is held in memory.
 """
@@ -240,9 +240,7 @@ class Problem:
         k -= first + sum(1 + min(i + 1, free.memory) for i in range(row))
         return path.states[row] if k == 0 else path.predictions[max(0, row + 1 - free.memory) + k - 1]
 
-    def _ahead(
-        self, table: Table, path: Path, row: int, direction: Tensor | None, size: float, pairs: Pairs
-    ) -> Tensor:
+    def _ahead(self, table: Table, path: Path, row: int, direction: Tensor | None, size: float, pairs: Pairs) -> Tensor:
         """The end of a table that differs from the path's from ``row`` on."""
         if direction is None:  # a time told: that evaluation is made anew
             before = Path(path.states[:row], path.predictions[:row], path.end)
@@ -290,11 +288,11 @@ class _Move:
         return -unit * np.linalg.solve(matrix, unit * (self.gradient + held * self.moved))
 
 
-def precision(model: Model, pairs: Pairs, kind: str) -> float:
+def precision(model: Model, pairs: Pairs) -> float:
     """The step of the differences that suits the network's own precision: 1e-6 where it resolves it, else 1e-3."""
     x, t = pairs.start[:8], model.process.t_max
     part = pairs.part(0, 8)
-    base, near, far = (model.predict(kind, x * (1 + h), t, **part.conditions) for h in (0.0, 1e-6, 1e-3))
+    base, near, far = (model.predict("x0", x * (1 + h), t, **part.conditions) for h in (0.0, 1e-6, 1e-3))
     fine, rough = (near - base) / 1e-6, (far - base) / 1e-3
     error, size = ((fine - rough).square().mean().sqrt().item(), rough.square().mean().sqrt().item())
     return 1e-6 if x.dtype == torch.float64 and error <= 0.01 * size else 1e-3

@@ -31,12 +31,6 @@ class Candidate:
     grid: str
     table: Table
 
-    def at(self, process: Process, half_log_snr: Sequence[float]) -> Table:
-        """The same solver's table with these λ between the ends of its grid."""
-        inner = [process.t_of_half_log_snr(float(value)) for value in half_log_snr]
-        times = (process.t_max, *inner, process.t_min)
-        return Table.of(get(self.solver).plan(process, nfe=self.table.nfe, grid=times, final="reuse"))
-
 
 def candidates(process: Process, nfe: int, choices: Sequence[tuple[str, str]] = CANDIDATES) -> list[Candidate]:
     """Those of ``choices`` that are tables with ``nfe`` evaluations. Raises ValueError where none is.
@@ -48,7 +42,7 @@ def candidates(process: Process, nfe: int, choices: Sequence[tuple[str, str]] = 
     found, reason = list[Candidate](), "none given"
     for solver, grid in choices:
         try:
-            table = Table.of(get(solver).plan(process, nfe=nfe, grid=grid, final="reuse"))
+            table = Table.of(get(solver).plan(process, nfe=nfe, grid=grid, final="reuse"), process)
             found.append(Candidate(solver, grid, table))
         except ValueError as error:
             reason = str(error)

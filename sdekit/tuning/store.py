@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from sdekit.files import write_whole
-from sdekit.identity import alike, behaviour
+from sdekit.identity import UnidentifiedError, alike, behaviour, identify
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process
@@ -45,8 +46,8 @@ def load(path: str | os.PathLike[str], model: Model | None = None, *, force: boo
     """The solver that ``Tuned.save`` wrote.
 
     Args:
-        model: the model that it is to run on; one that gives other numbers than the model it was fitted to, at the
-            fixed points of ``identity.behaviour``, is refused.
+        model: the model that it is to run on; refused unless it is the one it was fitted to, by all that it is made of
+            (``identity.identify``) or by what it gives at a few fixed points (``identity.behaviour``).
         force: take it for another model all the same. Another process is refused whatever this says.
 
     Raises ValueError for a file that is missing or no such JSON, a number in it that makes no sense, and another model.
@@ -61,18 +62,25 @@ def load(path: str | os.PathLike[str], model: Model | None = None, *, force: boo
 
 
 def _check_model(plan: Tuned, model: Model, path: str) -> None:
-    seen, event = plan.record["behaviour"], plan.record["event"]
-    if seen is None:
-        raise ValueError(
-            f"path={path!r} does not say which model it was fitted to, which was none that could be called without"
-            " conditions; force=True takes it for this one"
-        )
-    try:
-        now = behaviour(model, event)
-    except Exception as error:
-        raise ValueError(f"path={path!r} was fitted to data of shape {event}, on which this model fails: {error}") from error
-    if not alike(tuple(seen), now):
-        raise ValueError(f"path={path!r} was fitted to another model; force=True takes it for this one")
+    made, now = digests(model, plan.record["event"]), plan.record
+    if now.get("model") is not None and made["model"] == now["model"]:
+        return
+    if None in (made["behaviour"], now["behaviour"]) or not alike(tuple(now["behaviour"]), tuple(made["behaviour"])):
+        raise ValueError(f"path={path!r} was fitted to another model than this one; force=True takes it all the same")
+
+
+def digests(model: Model, event: Sequence[int]) -> dict[str, Any]:
+    """What tells a model from others: a digest of all that it is made of, and what it gives at a few points.
+
+    None stands for what cannot be had: the state of a part that cannot be read, a network that needs conditions.
+    """
+    digest: str | None = None
+    seen: list[float | None] | None = None
+    with suppress(UnidentifiedError):
+        digest = identify(model)
+    with suppress(Exception):  # in whatever way a network says that it misses a condition
+        seen = list(behaviour(model, event))
+    return {"model": digest, "behaviour": seen}
 
 
 def _read(path: str) -> Tuned:
@@ -128,7 +136,9 @@ def _record(fields: _Fields) -> dict[str, Any]:
     event, seen = record.get("event"), record.get("behaviour")
     if not isinstance(event, list) or any(type(size) is not int or size < 1 for size in cast("list[Any]", event)):
         raise fields.wrong("event", "it must be a list of whole numbers of at least 1")
-    if seen is not None and not (isinstance(seen, list) and all(_is_number(v) or v is None for v in cast("list[Any]", seen))):
+    if seen is not None and not (
+        isinstance(seen, list) and all(_is_number(v) or v is None for v in cast("list[Any]", seen))
+    ):
         raise fields.wrong("behaviour", "it must be null or a list of finite numbers and nulls")
     return record
 
@@ -157,7 +167,9 @@ class _Fields:
         value = self.values.get(name)
         if not isinstance(value, list) or len(cast("list[Any]", value)) != count:
             raise self.wrong(name, f"it must be a list of {count} numbers, one for each evaluation so far")
-        each = _Fields(self.path, f"{self.where}{name}", {f"[{i}]": one for i, one in enumerate(cast("list[Any]", value))})
+        each = _Fields(
+            self.path, f"{self.where}{name}", {f"[{i}]": one for i, one in enumerate(cast("list[Any]", value))}
+        )
         return tuple(each.number(f"[{i}]", -_LARGEST, _LARGEST) for i in range(count))
 
     def text(self, name: str) -> str:

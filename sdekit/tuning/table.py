@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.prediction import convert
 from sdekit.process import Process
 from sdekit.sampling import Model
 from sdekit.solvers.tableau import DATA, Plan, Row
@@ -58,21 +59,23 @@ class Table:
         return Plan(knots[0], tuple(rows), self.predicts)
 
     @classmethod
-    def of(cls, plan: Plan) -> Table:
-        """The table of a plan that ends with x_0, whatever its rows are.
+    def of(cls, plan: Plan, process: Process) -> Table:
+        """The table, in predictions of x_0, of a plan that ends with x_0, whatever its rows are.
+
+        In x_0 no weight is large where ε is nearly x, and a fit began there gets further.
 
         Raises ValueError for a plan that draws noise, is fitted to the data's shape, evaluates twice at one time or
         back towards noise, or forgets where it began and remembers it later.
 
         >>> from sdekit.process import VP
         >>> from sdekit.solvers import get
-        >>> table = Table.of(get("unipc-2").plan(VP(), nfe=4))
-        >>> table.nfe, len(table.history[3])
-        (4, 4)
+        >>> table = Table.of(get("unipc-2").plan(VP(), nfe=4), VP())
+        >>> table.nfe, table.predicts, len(table.history[3])
+        (4, 'x0', 4)
         """
         if plan.intervals or plan.tensors or any(row.linear or row.shift for row in plan.rows):
             raise ValueError("only a deterministic plan of numbers is a table")
-        times, states = _states(plan)
+        times, states = _states(plan, process)
         if any(not later < earlier for earlier, later in zip(times, times[1:])):
             raise ValueError(f"evaluations at t={times}: the times of a table must fall")
         anchors, history = list[float](), list[tuple[float, ...]]()
@@ -81,20 +84,23 @@ class Table:
                 raise ValueError(f"row {i} brings back a start that the row before it dropped")
             anchors.append(float(after[0] / before[0]) if before[0] else 0.0)
             history.append(tuple((after[1:] - anchors[-1] * before[1:])[: i + 1].tolist()))
-        return cls(plan.predicts, tuple(times), tuple(anchors), tuple(history))
+        return cls("x0", tuple(times), tuple(anchors), tuple(history))
 
 
-def _states(plan: Plan) -> tuple[list[float], list[np.ndarray]]:
-    """The times of the evaluations; x at each and at the end, as factors of (x_0, F_0 … F_{N−1})."""
-    x = anchor = np.eye(1 + plan.nfe)[0]
-    times, states, here = list[float](), list[np.ndarray](), plan.start
+def _states(plan: Plan, process: Process) -> tuple[list[float], list[np.ndarray]]:
+    """The times of the evaluations; x at each and at the end, as factors of (x at t_max, D_0 … D_{N−1}), D = x0."""
+    unit = np.eye(1 + plan.nfe)
+    x = anchor = unit[0]
+    times, states, made, here = list[float](), list[np.ndarray](), list[np.ndarray](), plan.start
     for row in plan.rows:
         if row.evaluate:
+            c_x, c_D = convert("x0", plan.predicts, process, here.t)  # noqa: N806
             times.append(here.t)
             states.append(x)
+            made.append(c_x * x + c_D * unit[len(times)])
         x, here = np.asarray(row.anchor) * anchor, row.to
-        for back, weight in enumerate(row.history):
-            x[len(times) - back] += weight
+        for weight, F in zip(row.history, reversed(made)):  # noqa: N806
+            x = x + weight * F
         anchor = x if row.commit else anchor
     return times, [*states, x]
 

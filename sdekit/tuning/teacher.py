@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.noise import key, normal
-from sdekit.sampling import Model, conditions_of, sample
+from sdekit.sampling import Model, batched, sample
 
 STREAMS = {"train": 0x7E41, "validation": 0x7E42, "report": 0x7E43}
 """Each hashed into the seed: no start of one is a start of another, nor of ``sample``, whatever the seeds."""
@@ -39,26 +39,34 @@ def starts(model: Model, event: tuple[int, ...], stream: str, n: int, seed: int 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Starts and where the flow takes them [n, *event], with the conditions of each."""
+    """Starts and where the flow takes them [n, *event], with the conditions of each and those that all share."""
 
     start: Tensor
     end: Tensor
-    conditions: dict[str, Any]
+    rows: dict[str, Tensor]
+    shared: dict[str, Any]
+
+    @classmethod
+    def of(cls, start: Tensor, end: Tensor, conditions: dict[str, Any]) -> Pairs:
+        rows = batched(conditions, len(start))
+        return cls(start, end, rows, {name: value for name, value in conditions.items() if name not in rows})
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {**self.shared, **self.rows}
+
+    def take(self, chosen: Tensor | slice) -> Pairs:
+        """The pairs of these numbers."""
+        rows = {name: value[chosen] for name, value in self.rows.items()}
+        return Pairs(self.start[chosen], self.end[chosen], rows, self.shared)
 
     def part(self, first: int, size: int) -> Pairs:
-        conditions = conditions_of(self.conditions, len(self.start), first, size)
-        return Pairs(self.start[first : first + size], self.end[first : first + size], conditions)
+        return self.take(slice(first, first + size))
 
     def parts(self, size: int | None) -> Iterator[Pairs]:
         """All pairs, ``size`` at a time."""
         n = len(self.start)
         return (self.part(first, size or n) for first in range(0, n, size or n))
-
-    def take(self, chosen: Tensor) -> Pairs:
-        """The pairs of these numbers."""
-        n = len(self.start)
-        rows = {name: c[chosen] if isinstance(c, Tensor) and c.ndim and len(c) == n else c for name, c in self.conditions.items()}
-        return Pairs(self.start[chosen], self.end[chosen], rows)
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
