@@ -36,9 +36,10 @@ class Tuned(Solver):
 
     @classmethod
     def make(cls, table: Table, process: Process, record: Mapping[str, Any]) -> Tuned:
+        name, paper = f"tuned-{table.nfe}", "fitted to a model"
         return cls(
-            f"tuned-{table.nfe}", _no_rows, order=0, predicts=table.predicts, evaluations=1,
-            reference="fitted to a model", split=full_steps(1), grid="its own", process=process, table=table, record=record,
+            name, _no_rows, order=0, predicts=table.predicts, evaluations=1, reference=paper, split=full_steps(1),
+            process=process, table=table, record=record,
         )  # fmt: skip
 
     @property

@@ -6,9 +6,10 @@ linear in them: each step minimises
     Σ_i w_i ‖r_i + J_i δ‖² + Σ_k μ_k δ_k² + Σ_k ρ_k (θ_k + δ_k − θ⁰_k)²
 
 with w the weights of a pseudo-Huber loss, which lets go of the few starts that lie on a watershed, and μ_k and ρ_k in
-units of the diagonal of JᵀJ (Marquardt 1963): ρ holds what no start determines at the solver that the fit began from. J is
-taken by differences. What changes a later row leaves the run before it as it is, and a differenced network needs no
-gradient: it may be compiled, quantised or a wrapper of any kind, and no graph is held in memory.
+units of the diagonal of JᵀJ (Marquardt 1963): ρ holds what no start determines at the solver that the fit began from.
+
+J is taken by differences. What changes a later row leaves the run before it as it is, and a differenced network needs
+no gradient: it may be compiled, quantised or a wrapper of any kind, and no graph is held in memory.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class Problem:
         """Whether the times told still fall, within the process's range."""
         levels = [free.half_log_snr[0], *values[: free.start.nfe - 1]]
         last = self.model.process.half_log_snr(self.model.process.t_min)
-        return bool(np.isfinite(values).all()) and bool((np.diff(levels) > 1e-6).all()) and levels[-1] <= last
+        return bool(np.isfinite(values).all() and (np.diff(levels) > 1e-6).all() and levels[-1] <= last)
 
     def _normal_equations(self, state: State, table: Table, knee: float) -> tuple[np.ndarray, np.ndarray]:
         """JᵀWJ and JᵀWr over some of the training's starts, in parts that fit the memory."""
