@@ -37,7 +37,7 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
+    "adaptive", "checkpoint", "cli", "cli_tune", "comparison", "correction", "data", "divergence", "elementwise", "files",
     "fitting", "grid", "identity", "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics",
     "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results", "sampling", "solvers",
     "targets", "testing", "training", "tuning",

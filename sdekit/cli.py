@@ -1,4 +1,4 @@
-"""The ``sdekit`` command: compare, sample, likelihood, solvers, train.
+"""The ``sdekit`` command: compare, sample, tune, likelihood, solvers, train.
 
 torch is imported by the commands, not here. Whatever is wrong with an argument is one line on stderr and exit code 2.
 """
@@ -191,6 +191,28 @@ def sample(
     report.pictures_of(x, subject.reference, out / "samples.png")
     typer.echo(f"{n} samples of {target} by {solver}, NFE {solution.nfe}, grid {grid}, seed {seed}")
     typer.echo(f"{out / 'samples.png'}\n{out / 'samples.safetensors'}")
+
+
+@app.command()
+def tune(
+    target: Target_ = "digits",
+    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; a plan for each.")] = "4,5,6,8,10",
+    starts: Annotated[int, typer.Option(help="Starts of the fit; more where the data have few dimensions.")] = 200,
+    budget: Annotated[int, typer.Option(help="Evaluations of one start that each fit may take.")] = 1_500_000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),
+    device: Device = "cpu",
+) -> None:
+    """Fit a solver to the target's model for each number of evaluations; Ctrl-C keeps the best so far."""
+    numbers = _whole_numbers("nfe", nfe)
+    subject = _subject(target, device)
+    from sdekit.cli_tune import tune_to_files
+
+    with _progress() as progress:
+        options = {"starts": starts, "budget": budget, "seed": seed, "progress": progress}
+        whole = tune_to_files(subject.model, subject.reference.shape, numbers, out, typer.echo, **options)
+    if not whole:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
