@@ -48,7 +48,8 @@ have the coefficients of equal steps in σ/α: they are of order 1 where neighbo
 smooth grids, where neighbours become equal as steps are added; most named grids are smooth. `unipc-p` is of order p + 1
 with its corrector, where its start lets it. A high order is no promise for 5 or 10 evaluations: there `sdekit compare`
 measures.
-[DPM-Solver-v3](dpm-solver-v3.md) is missing here: it is fitted to a model first.
+[DPM-Solver-v3](dpm-solver-v3.md) is missing here: it is fitted to a model first. What other libraries run by default is
+on the page on [them](libraries.md).
 
 **Evaluations** are those of each step: those of the first steps, where they differ, come first.
 

@@ -35,7 +35,8 @@ BELOW = Between(0, math.inf)
 A polynomial in λ through past predictions overshoots near the data, where steps are large in λ: without this, three of
 ten runs of such methods with up to 20 steps are more than twice as far off as DDIM on the same grid, with it none.
 Polynomials in σ/α or in t do not overshoot, and lose up to half of their accuracy by it. Published code has it as
-lower_order_final: DPM-Solver's and UniPC's always (``inf``), diffusers' below 15 steps, k-diffusion's never (0).
+lower_order_final: UniPC's always (``inf``), DPM-Solver's below 10 steps, diffusers' below 15, k-diffusion's never (0);
+the page of libraries has each one's default by name.
 
 An order that falls in every run caps the order of the method at 2; one that falls below a number of steps caps nothing.
 """
