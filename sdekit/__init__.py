@@ -55,11 +55,11 @@ _NAMES = {
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "claims", "cli", "cli_tune", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
-    "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode", "prediction",
-    "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing", "thresholding",
-    "training", "tuning",
+    "adaptive", "checkpoint", "claims", "cli", "cli_tune", "comparison", "correction", "data", "distributed",
+    "divergence", "elementwise", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
+    "latents", "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode",
+    "prediction", "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing",
+    "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
