@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import sdekit as sk
+from sdekit.cli import app
 from sdekit.targets import Gaussian
 
 CHOICES = [("ddim", "time"), ("unipc-2", "logsnr")]
@@ -116,3 +118,16 @@ def test_what_is_no_json_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"no readable JSON|holds no tuned solver"):
             sk.solvers.load(path)
+
+
+def test_the_command_writes_a_plan_for_each_number_of_evaluations(tmp_path):
+    arguments = ["tune", "--target", "mixture-2d", "--nfe", "2,3", "--starts", "60", "--budget", "2000"]
+    run = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "plans")])
+    assert run.exit_code == 0, run.output
+    for nfe in (2, 3):
+        plan = sk.solvers.load(tmp_path / "plans" / f"tuned-{nfe}.json")
+        assert plan.nfe == nfe
+        assert f"NFE {nfe}: " in run.output
+    wrong = CliRunner().invoke(app, ["tune", "--target", "mixture-2d", "--nfe", "1"])
+    assert wrong.exit_code == 2
+    assert "at least 2" in wrong.output
