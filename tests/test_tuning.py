@@ -47,7 +47,7 @@ def circle():
 
 def test_it_beats_every_untuned_cell_on_fresh_starts(circle):
     model, plan = circle
-    start = starts(model, (2,), "report", 512, seed=3)
+    start = starts(model, (2,), "report", 256, seed=3)
     end = sk.sample(model, start.shape, solver="dpm-solver-3", nfe=300, start=start, final="denoise").x
 
     def errors(**run):
@@ -231,7 +231,6 @@ def test_bad_input_is_named(circle):
         ({"nfe": 4, "choices": [("ddpm", "time")]}, "not one is a deterministic table"),
         ({"nfe": 4, "choices": []}, "none given"),
         ({"nfe": 4, "memory": 0}, "memory=0"),
-        ({"nfe": 4, "starts": "many"}, "starts='many'"),
     ):
         with pytest.raises(ValueError, match=error):
             sk.tune(model, (1, 2), **given)
