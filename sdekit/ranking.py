@@ -1,4 +1,5 @@
-"""Which solver is best: a metric's values in rows and columns, and which of them differ by more than chance."""
+"""Which solver is best: a metric's values in rows and columns, which of them differ by more than chance, and the
+evaluations that a quality takes."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from sdekit.comparison import ADAPTIVE, Comparison
-from sdekit.jackknife import SIGNIFICANT, difference_error
+from sdekit.jackknife import SIGNIFICANT, difference_error, half_width
 from sdekit.metrics import METRICS
 from sdekit.results import Cell
 
@@ -48,7 +49,7 @@ def matrix(result: Comparison, metric: str) -> Matrix:
     >>> [row[0].solver for row in table.rows], table.nfe, table.best
     (['heun', 'ddim'], (5, 10), (2.0, 0.2))
     """
-    cells = [cell for cell in over_seeds(columned(result.cells)) if not (METRICS[metric].paired and cell.stochastic)]
+    cells = _defined(result, metric)
     nfe = tuple(sorted({cell.nfe for cell in cells}))
     groups: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
@@ -131,14 +132,173 @@ def marks(cells: Sequence[Cell], metric: str, floor: float, spread: float) -> di
     measured = sorted((cell for cell in cells if metric in cell.metrics), key=lambda cell: cell.metrics[metric])
     if len(measured) < 2 or not all(cell.jackknife.get(metric) for cell in measured):
         return {}
-    slack = 2 * floor if METRICS[metric].paired else 0.0
-    margin = slack if METRICS[metric].paired else SIGNIFICANT * spread
-    best = measured[0]
-
-    def worse(cell: Cell) -> bool:
-        error = difference_error(cell.jackknife[metric], best.jackknife[metric])
-        return cell.metrics[metric] - best.metrics[metric] > slack + SIGNIFICANT * error
-
-    tied = [cell for cell in measured if not worse(cell) or cell.metrics[metric] <= floor + margin]
-    alone = tied == [best] and best.metrics[metric] > floor + margin
+    best, seen = measured[0], _seen(metric, floor, spread)
+    tied = [cell for cell in measured if not _worse(cell, best, metric, floor) or cell.metrics[metric] <= seen]
+    alone = tied == [best] and best.metrics[metric] > seen
     return {(cell.solver, cell.grid): BEST if alone else TIED for cell in tied}
+
+
+def _worse(cell: Cell, other: Cell, metric: str, floor: float) -> bool:
+    """Whether its value is above the other's by more than chance, and than what the endpoint's own error allows."""
+    slack = 2 * floor if METRICS[metric].paired else 0.0
+    error = difference_error(cell.jackknife.get(metric, ()), other.jackknife.get(metric, ()))
+    return cell.metrics[metric] - other.metrics[metric] > slack + SIGNIFICANT * error
+
+
+def _seen(metric: str, floor: float, spread: float) -> float:
+    """The value up to which a metric cannot be told from the floor."""
+    return 3 * floor if METRICS[metric].paired else floor + SIGNIFICANT * spread
+
+
+# -- places -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell stands among those of its NFE.
+
+    Attributes:
+        half: half of the 95% interval of ``value``; infinite where it is not known.
+        first, last: the best and the worst rank that it can have: equal where every other cell is known to be better
+            or worse, else it is tied.
+        at_floor: whether the value cannot be told from the floor.
+    """
+
+    cell: Cell
+    value: float
+    half: float
+    first: int
+    last: int
+    at_floor: bool
+
+    @property
+    def rank(self) -> str:
+        """``"2"``, or ``"2–4"`` for a tie."""
+        return f"{self.first}" if self.first == self.last else f"{self.first}–{self.last}"
+
+
+def places(cells: Sequence[Cell], metric: str, floor: float, spread: float) -> list[Place]:
+    """The cells of one NFE by value, the smallest first, each with the ranks that it can have.
+
+    One is known to be better than another as a mark knows it: by more than ``SIGNIFICANT`` standard errors of the paired
+    difference, where the other is above the floor.
+
+    >>> cells = [Cell("toy", "VP()", name, "logsnr", 5, 20, 0, metrics={"energy": value},
+    ...               jackknife={"energy": [value + 0.01 * i, value]})
+    ...          for name, value, i in [("ddim", 2.0, 1), ("heun", 1.0, -1), ("euler", 1.005, 1)]]
+    >>> [(place.rank, place.cell.solver) for place in places(cells, "energy", 0.1, 0.01)]
+    [('1–2', 'heun'), ('1–2', 'euler'), ('3', 'ddim')]
+    """
+    measured = sorted((cell for cell in cells if metric in cell.metrics), key=lambda cell: cell.metrics[metric])
+    seen = _seen(metric, floor, spread)
+
+    def better(cell: Cell, other: Cell) -> bool:
+        return other.metrics[metric] > seen and _worse(other, cell, metric, floor)
+
+    return [
+        Place(
+            cell, cell.metrics[metric], half_width(cell.jackknife.get(metric, ())),
+            1 + sum(better(other, cell) for other in measured),
+            len(measured) - sum(better(cell, other) for other in measured),
+            cell.metrics[metric] <= seen,
+        )
+        for cell in measured
+    ]  # fmt: skip
+
+
+def leaderboard(result: Comparison, metric: str) -> dict[int, list[Place]]:
+    """``places`` for each NFE, of means over seeds; solvers for which the metric is not defined are left out."""
+    cells = _defined(result, metric)
+    floor, spread = result.floor.get(metric, 0.0), result.spread.get(metric, 0.0)
+    columns = {n: [cell for cell in cells if cell.nfe == n] for n in sorted({cell.nfe for cell in cells})}
+    found = {n: places(column, metric, floor, spread) for n, column in columns.items()}
+    return {n: column for n, column in found.items() if column}
+
+
+def _defined(result: Comparison, metric: str) -> list[Cell]:
+    cells = over_seeds(columned(result.cells))
+    return [cell for cell in cells if not (METRICS[metric].paired and cell.stochastic)]
+
+
+# -- evaluations to reach a quality -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The evaluations from which on a solver's metric has a value or a smaller one.
+
+    ``low`` and ``high`` are the ends of their 95% interval; NaN where the metric has none. 0 stands for the fewest that
+    were measured or fewer, infinity for more than the most that were measured.
+    """
+
+    cell: Cell
+    evaluations: float
+    low: float
+    high: float
+    fewest: float
+    most: float
+
+
+def default_quality(result: Comparison, metric: str) -> tuple[float, int] | None:
+    """The smallest value at the middle NFE (the lower of two), but not below the floor; and that NFE.
+
+    None where nothing was measured there. It is chosen from the same samples that are then held against it.
+    """
+    columns = leaderboard(result, metric)
+    if not columns:
+        return None
+    middle = list(columns)[(len(columns) - 1) // 2]
+    value = max(columns[middle][0].value, result.floor.get(metric, 0.0))
+    return (value, middle) if value > 0 else None
+
+
+def reach(result: Comparison, metric: str, quality: float) -> list[Reach]:
+    """For each solver and grid the evaluations at which the metric first falls to ``quality``; the fewest first.
+
+    Between two of the numbers of evaluations that were measured log(metric) is linear in log(evaluations); values below
+    a thousandth of the quality, negative ones among them, count as that. The interval's ends are where the lower and the
+    upper ends of the values' 95% intervals fall to the quality: it holds the numbers of evaluations at which the metric
+    cannot be told from the quality.
+
+    Raises ValueError for a quality that is not positive and finite.
+
+    >>> import torch
+    >>> cells = [Cell("toy", "VP()", "ddim", "logsnr", n, 8, 0, metrics={"rmse": v}) for n, v in [(5, 4.0), (20, 1.0)]]
+    >>> one, = reach(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), "rmse", 2.0)
+    >>> round(one.evaluations, 9), one.low
+    (10.0, nan)
+    """
+    if not 0 < quality < math.inf:
+        raise ValueError(f"quality={quality}: it must be positive and finite, to stand on a logarithmic axis")
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in _defined(result, metric):
+        if metric in cell.metrics:
+            groups.setdefault((cell.solver, cell.grid), []).append(cell)
+    found = [_reach(sorted(group, key=taken), metric, quality) for group in groups.values()]
+    return sorted(found, key=lambda one: one.evaluations)
+
+
+def taken(cell: Cell) -> float:
+    """The evaluations that a sample took; old records have those asked for alone."""
+    return cell.evaluations or float(cell.nfe)
+
+
+def _reach(cells: Sequence[Cell], metric: str, quality: float) -> Reach:
+    n = [taken(cell) for cell in cells]
+    values = [cell.metrics[metric] for cell in cells]
+    halves = [half_width(cell.jackknife.get(metric, ())) for cell in cells]
+    ends = (math.nan, math.nan)
+    if all(map(math.isfinite, halves)):
+        low, high = ([v + sign * half for v, half in zip(values, halves)] for sign in (-1, 1))
+        ends = (_crossing(n, low, quality), _crossing(n, high, quality))
+    return Reach(cells[0], _crossing(n, values, quality), *ends, n[0], n[-1])
+
+
+def _crossing(n: Sequence[float], values: Sequence[float], quality: float) -> float:
+    logs = [math.log(max(value / quality, 1e-3)) for value in values]
+    if logs[0] <= 0:
+        return 0.0
+    for start, end, high, low in zip(n, n[1:], logs, logs[1:]):
+        if low <= 0:
+            return start * (end / start) ** (high / (high - low))
+    return math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +53,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Measure solvers at several budgets: a table, a picture, a contact sheet, and one JSON line a cell.
+    """Measure solvers at several budgets: a report with tables and pictures, and one JSON line a cell.
 
     A second run with the same --out computes only what is missing; Ctrl-C keeps what is finished. The same command in
     other processes, under torchrun or srun, or on other machines that see the folder, takes its share. Own data are
@@ -93,7 +95,8 @@ def _tell(result: Comparison, folder: Path) -> None:
     from sdekit import report
 
     options.show(report.show, result)
-    paths = [folder / "results.jsonl", *report.write(result, folder)]
+    command = shlex.join(["sdekit", *sys.argv[1:]])
+    paths = [folder / "results.jsonl", *report.write(result, folder, command)]
     typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
 
 

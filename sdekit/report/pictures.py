@@ -1,7 +1,4 @@
-"""A comparison as a person reads it: tables, the steps-versus-quality picture, a contact sheet of samples.
-
-Each takes the ``Comparison`` that ``compare`` returned, finished or interrupted.
-"""
+"""A comparison as pictures: steps versus quality, and a contact sheet of samples."""
 
 from __future__ import annotations
 
@@ -13,177 +10,18 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
-from sdekit import solvers
 from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
-from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
-from sdekit.ranking import BEST, TIED, Matrix, columned, matrix, over_seeds
+from sdekit.ranking import columned, over_seeds
+from sdekit.report.tables import heading
 
 # Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
 # each solver is told apart twice
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX<>*hpd8"
-_LEGEND = {
-    BEST: f"{BEST} better than every other of its column, and above the floor, by more than {SIGNIFICANT} standard"
-    " errors (by chance once in 100 cases)",
-    TIED: f"{TIED} cannot be told from the best of its column, or from the floor",
-}
 _IMAGES = 8  # images in one cell of the contact sheet
-
-
-# -- tables -----------------------------------------------------------------------------------------
-
-
-def tables(result: Comparison) -> Group:
-    """Everything that was measured, for a rich console: a matrix for each metric, then what is missing and why."""
-    if not result.cells:
-        return Group(Text("no cell was finished"))
-    parts: list[Text | Table] = [Text(_heading(result))]
-    used = set[str]()
-    for metric in METRICS:
-        table = matrix(result, metric)
-        if any(best is not None for best in table.best):
-            parts += [Text(), Text(_title(result, metric), style="bold"), _table(result, table)]
-            used.update(mark for row in table.marks for mark in row)
-    parts += _adaptive(result)
-    legend = [line for mark, line in _LEGEND.items() if mark in used]
-    return Group(*parts, *[Text(line) for line in [""] * bool(legend) + legend + _missing(result.cells)])
-
-
-def _adaptive(result: Comparison) -> list[Text | Table]:
-    """Methods that choose their own steps: what each took, and every metric."""
-    cells = [cell for cell in over_seeds(result.cells) if cell.grid == ADAPTIVE]
-    names = [name for name in METRICS if any(name in cell.metrics for cell in cells)]
-    if not names:
-        return []
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("solver", "NFE (mean)", *names):
-        table.add_column(column, justify="left" if column == "solver" else "right", no_wrap=True)
-    for cell in cells:
-        values = [f"{cell.metrics[name]:.3g}" if name in cell.metrics else "" for name in names]
-        table.add_row(cell.solver + " ~" * cell.stochastic, f"{cell.evaluations:.1f}", *values)
-    return [Text(), Text("Adaptive steps: each sample takes what its tolerance asks for", style="bold"), table]
-
-
-def _missing(cells: Sequence[Cell]) -> list[str]:
-    """Why cells have no metrics, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.note:
-            reason = cell.note.replace(repr(cell.solver), "a solver")
-            reasons.setdefault(f"{reason} (NFE {cell.nfe}, {cell.grid})", []).append(cell.solver)
-    lines = [f"n/a: {', '.join(dict.fromkeys(solvers))}: {reason}" for reason, solvers in reasons.items()]
-    return ["", *lines] if lines else []
-
-
-def text(result: Comparison) -> str:
-    """``tables`` as plain text."""
-    console = Console(width=_width(result), color_system=None, force_terminal=False, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(tables(result))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-
-def show(result: Comparison, console: Console) -> None:
-    """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut."""
-    if not console.is_terminal:
-        console.file.write(text(result))
-        return
-    console.width = max(console.width, _width(result))
-    console.print(tables(result), highlight=False)
-
-
-def show_solvers(console: Console) -> None:
-    """Print the registry of solvers as a table."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("solver", "order", "NFE a step", "noise", "options", "source"):
-        table.add_column(name, justify="right" if name in ("order", "NFE a step") else "left")
-    for solver in map(solvers.get, solvers.names()):
-        options = ", ".join(f"{name}={option.default!r}" for name, option in solver.available.items())
-        noise = "yes" if solver.stochastic else ""
-        facts = (solver.name, str(solver.order), str(solver.evaluations), noise, options, solver.reference)
-        table.add_row(*map(Text, facts))
-    if not console.is_terminal:
-        console.width = 1000  # a file's lines are not wrapped
-    console.print(table)
-
-
-def _width(result: Comparison) -> int:
-    return max(110, 50 + 14 * len({cell.nfe for cell in result.cells}))
-
-
-def _heading(result: Comparison) -> str:
-    cell = result.cells[0]
-    grids = list(dict.fromkeys(cell.grid for cell in columned(result.cells) or result.cells))
-    names = ["each solver's own grid" if name == "auto" else f"grid {name}" for name in grids]
-    grid = names[0] if len(names) == 1 else f"{len(names)} grids"
-    seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
-    seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"means over seeds {', '.join(map(str, seeds))}"
-    return (
-        f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, {seed}, {grid};"
-        " smaller is better, ~ draws noise"
-    )
-
-
-def _title(result: Comparison, metric: str) -> str:
-    if metric not in result.floor:
-        return METRICS[metric].label
-    own = "the endpoint's own error" if METRICS[metric].paired else "data against data"
-    spread = f" ± {result.spread[metric]:.2g}" if metric in result.spread else ""
-    return f"{METRICS[metric].label} (floor {result.floor[metric]:.3g}{spread}: {own})"
-
-
-def _table(result: Comparison, values: Matrix) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    several = len({row[0].grid for row in values.rows}) > 1
-    for name in ["solver", "grid"][: 1 + several]:
-        table.add_column(name, no_wrap=True)
-    floor = None if METRICS[values.metric].paired else result.floor.get(values.metric)
-    columns = [_column(values, i, floor) for i in range(len(values.nfe))]
-    for header, *_ in columns:
-        table.add_column(header, no_wrap=True)
-    for i, row in enumerate(values.rows, start=1):
-        labels = [row[0].solver + " ~" * row[0].stochastic, row[0].grid][: 1 + several]
-        table.add_row(*labels, *[column[i] for column in columns])
-    if floor is not None:
-        table.add_row("floor", *[""] * several, *[column[-1] for column in columns], style="dim")
-    return table
-
-
-def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
-    """Header, entries and floor of one NFE, of equal width with the points below each other."""
-    nfe, decimals = values.nfe[i], _decimals(values.best[i])
-    numbers = [row[i] for row in values.values] + [floor]
-    measured = [any(cell.nfe == nfe for cell in row) for row in values.rows] + [False]
-    words = [
-        _number(number, decimals) if number is not None else "n/a" if there else "…"
-        for number, there in zip(numbers, measured)
-    ]
-    width = max(len(word) for word in [f"NFE {nfe}", *words])
-    marks = [row[i] for row in values.marks] + [""]
-    entries = [
-        Text(word.rjust(width) + (mark or " "), style="bold green" if mark == BEST else "")
-        for word, mark in zip(words, marks)
-    ]
-    return [Text(f"NFE {nfe}".rjust(width)), *entries]
-
-
-def _decimals(best: float | None) -> int:
-    """Decimals that show three digits of the column's best."""
-    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(best))))
-
-
-def _number(value: float, decimals: int) -> str:
-    shown = f"{value:.{decimals}f}"
-    return shown if value == 0 or float(shown) > 0 else f"<{10**-decimals:.{decimals}f}"
-
-
-# -- pictures ---------------------------------------------------------------------------------------
 
 
 def picture(result: Comparison, path: str | Path) -> Path | None:
@@ -211,7 +49,7 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     order = [_solver_label(cell) for cell in cells] + ["floor (± its spread)"]
     handles = [lines[label] for label in dict.fromkeys(order) if label in lines]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(_heading(result).splitlines()[0], fontsize=10, x=0.01, ha="left")
+    figure.suptitle(heading(result).splitlines()[0], fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=150)
     return Path(path)
 
@@ -231,6 +69,7 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
     for i, solver in enumerate(dict.fromkeys(cell.solver for cell in every)):
         cells = [c for c in every if c.solver == solver and c.grid in (grid, ADAPTIVE, OWN) and metric in c.metrics]
         points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
+        points = [(nfe, value if value > 0 else math.nan) for nfe, value in points]  # unbiased ones may be below 0
         if points:
             panel.plot(
                 *zip(*points), label=_solver_label(cells[0]), color=_COLOURS[i % len(_COLOURS)],
@@ -260,6 +99,7 @@ def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     positive = sorted(value for value in values if value > 0)
     if not positive:
+        panel.set_ylim(0.1, 1)  # of no data a logarithmic axis finds no range
         return
     low, high, middle = positive[0], positive[-1], positive[len(positive) // 2]
     panel.set_ylim(low / 1.25, min(high, 5 * middle) * 1.25)
@@ -279,6 +119,15 @@ def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
     The same place in each cell is the same start, of the first seed. Images [c, h, w] with 1 or 3 channels in
     [−1, 1] are shown as they are, anything else as a scatter of its first two elements. None without samples.
     """
+    figure = sheet(result)
+    if figure is None:
+        return None
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def sheet(result: Comparison) -> Figure | None:
+    """The figure of ``contact_sheet``."""
     cells = over_seeds(columned(result.cells))
     if not result.samples or not cells:
         return None
@@ -307,8 +156,7 @@ def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
         panel.spines[:].set_visible(draw is _scatter)
     for panel, label in zip(axes[:, 0], ["real data", *groups]):
         panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    return figure
 
 
 def _is_image(x: Tensor) -> bool:
@@ -351,13 +199,3 @@ def pictures_of(x: Tensor, real: Tensor, path: str | Path) -> Path:
         _scatter(figure.subplots(), x, real)
     figure.savefig(path, dpi=150)
     return Path(path)
-
-
-def write(result: Comparison, out: str | Path) -> list[Path]:
-    """Write ``table.txt``, ``steps-vs-quality.png`` and ``samples.png`` under ``out``; those that were made."""
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "table.txt"
-    table.write_text(text(result), encoding="utf-8")
-    drawn = [picture(result, folder / "steps-vs-quality.png"), contact_sheet(result, folder / "samples.png")]
-    return [table, *[path for path in drawn if path is not None]]

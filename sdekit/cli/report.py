@@ -1,0 +1,18 @@
+"""``sdekit report``: the page of a folder of ``compare``, written anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdekit.cli.shell import app
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="What --out of compare was.")]) -> None:
+    """Write report.html anew from a folder's records, of all the runs that it holds."""
+    from sdekit.report import rebuild
+
+    typer.echo(str(rebuild(folder)))

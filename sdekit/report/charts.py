@@ -1,0 +1,111 @@
+"""The pictures of the page, as specifications for Chart.js: data and settings, no drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sdekit.comparison import Cell, Comparison
+from sdekit.metrics import METRICS
+from sdekit.ranking import over_seeds, taken
+from sdekit.report.numbers import shown
+
+Chart = dict[str, Any]
+COSTS: dict[str, tuple[str, Callable[[Cell], float]]] = {
+    "evaluations": ("network evaluations of a sample", taken),
+    "seconds": ("seconds for {samples} samples", lambda cell: cell.seconds),
+}
+COLOURS = 8  # of which page.css has as many
+_SHAPES = ("circle", "rect", "triangle", "rectRot", "star", "crossRot", "rectRounded", "cross")
+_LEGENDS = 14  # rows beyond which a legend takes more room than the picture
+
+
+def charts(result: Comparison, metric: str) -> list[Chart]:
+    """Quality against each cost that was measured, both logarithmic; a line for each solver and grid."""
+    cells = [cell for cell in over_seeds(result.cells) if cell.metrics.get(metric, 0.0) > 0]
+    found = [_chart(result, cells, metric, cost) for cost in COSTS]
+    return [chart for chart in found if chart["data"]["datasets"]]
+
+
+def _chart(result: Comparison, cells: Sequence[Cell], metric: str, cost: str) -> Chart:
+    label, of = COSTS[cost]
+    cells = [cell for cell in cells if of(cell) > 0]
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.solver, cell.grid), []).append(cell)
+    lines = [_line(sorted(group, key=of), metric, of, look(result, *key)) for key, group in groups.items()]
+    floor = result.floor.get(metric, 0.0)
+    low, high = _range([cell.metrics[metric] for cell in cells], floor)
+    if lines and floor >= low:
+        lines.append(_floor(floor, [of(cell) for cell in cells]))
+    scales = {
+        "x": {"type": "logarithmic", "title": {"display": True, "text": label.format(samples=_samples(result))}},
+        "y": {"type": "logarithmic", "min": low, "max": high},
+    }
+    if cost == "evaluations":
+        scales["x"]["marked"] = sorted({cell.nfe for cell in cells})
+    return {
+        "type": "scatterWithErrorBars",
+        "title": f"{METRICS[metric].label} against {label.format(samples=_samples(result))}",
+        "data": {"datasets": lines},
+        "options": {
+            "animation": False, "responsive": True, "maintainAspectRatio": False,
+            "interaction": {"mode": "nearest", "intersect": False},
+            "plugins": {"legend": {"display": len(lines) <= _LEGENDS, "position": "bottom"}},
+            "scales": scales,
+        },
+    }  # fmt: skip
+
+
+def look(result: Comparison, solver: str, grid: str) -> tuple[int, str]:
+    """A solver's colour, by number, and the shape of its points, which differs by grid too."""
+    solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
+    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    place = solvers.index(solver)
+    shape = place + place // COLOURS + 3 * grids.index(grid)
+    return place % COLOURS, _SHAPES[shape % len(_SHAPES)]
+
+
+def name(cell: Cell, several: bool) -> str:
+    """What a row is called; with its grid where there are several."""
+    return cell.solver + f", {cell.grid}" * several + " ~" * cell.stochastic
+
+
+def several_grids(result: Comparison) -> bool:
+    return len({cell.grid for cell in result.cells}) > 1
+
+
+def _line(cells: Sequence[Cell], metric: str, of: Callable[[Cell], float], seen: tuple[int, str]) -> Chart:
+    first, (colour, shape) = cells[0], seen
+    return {
+        "label": first.solver + " ~" * first.stochastic, "solver": first.solver, "grid": first.grid, "colour": colour,
+        "pointStyle": shape, "borderDash": [6, 4] if first.stochastic else [], "showLine": True,
+        "data": [_point(cell, metric, of(cell)) for cell in cells],
+    }  # fmt: skip
+
+
+def _point(cell: Cell, metric: str, cost: float) -> Chart:
+    value, half = shown(cell, metric)
+    text = f"{value} ± {half}" if half else value
+    point = {"x": cost, "y": cell.metrics[metric]}
+    if half:  # a logarithmic axis has no place for an end below 0: such a bar leaves at the bottom
+        point |= {"yMin": max(point["y"] - float(half), point["y"] / 1e3), "yMax": point["y"] + float(half)}
+    about = f"NFE {cell.nfe}, {cell.grid}, {taken(cell):.4g} evaluations, {cell.seconds:.3g} s"
+    return {**point, "value": text, "about": about}
+
+
+def _floor(value: float, costs: Sequence[float]) -> Chart:
+    ends = [{"x": x, "y": value, "value": f"{value:.3g}", "about": ""} for x in (min(costs), max(costs))]
+    shape = {"pointStyle": "line", "radius": 0, "borderDash": [2, 3], "showLine": True}
+    return {"label": "floor", "data": ends, "colour": -1, **shape}
+
+
+def _range(values: Sequence[float], floor: float) -> tuple[float, float]:
+    """Of the axis: lines that leave it at the top are far worse than the rest, the table has their values."""
+    values = sorted(values) or [1.0]
+    low, high = values[0] / 1.25, min(values[-1], 5 * values[len(values) // 2]) * 1.25
+    return (min(low, floor / 1.25) if floor > low / 10 else low), high
+
+
+def _samples(result: Comparison) -> int:
+    return result.cells[0].samples

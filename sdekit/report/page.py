@@ -1,0 +1,195 @@
+"""A comparison as one HTML file that needs nothing else: no network, no other file.
+
+Pictures are drawn by Chart.js from the specifications of ``charts``, which the page holds with the library. Beside each
+stands a table of its values. A policy in the page's head forbids the browser to load anything, or to run other scripts
+than those written here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib import resources
+from urllib.parse import quote
+
+from sdekit.comparison import ADAPTIVE, Comparison
+from sdekit.metrics import METRICS
+from sdekit.ranking import columned, over_seeds
+from sdekit.report.charts import COLOURS, Chart, charts, look
+from sdekit.report.export import csv
+from sdekit.report.numbers import measured
+from sdekit.report.pictures import sheet
+from sdekit.report.reproduce import reproduce
+from sdekit.report.tables import heading, missing, title
+from sdekit.report.values import adaptive, costs, leaders, reaching, values
+
+_SCRIPTS = ("chart.umd.min.js", "chartjs-chart-error-bars.umd.min.js", "page.js")
+_NOTES = (
+    "± is half of the 95% interval, from the jackknife over ten groups of the samples and data: where the metric's mean"
+    " lies for as many samples, their bias included.",
+    "A rank is one number where every other row is better or worse by more than 3.25 standard errors of the paired"
+    " difference, and a range, a tie, where that cannot be said (by chance in 1 of 100 comparisons). Ranks are among"
+    " all rows, also those that are filtered out.",
+    "~ draws noise. Smaller is better in every metric.",
+)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page says that no record does.
+
+    Attributes:
+        command: how the comparison was made; the page works a call out from the records where it is empty.
+        hardware: the machine that wrote it.
+        note: what was left out.
+    """
+
+    command: str = ""
+    hardware: str = ""
+    note: str = ""
+
+
+def html(result: Comparison, *, command: str = "", hardware: str = "") -> str:
+    """The page, as text. Raises ValueError where nothing was finished.
+
+    Args:
+        command: how the comparison was made.
+        hardware: where.
+    """
+    if not result.cells:
+        raise ValueError("result: no cell was finished, there is nothing to report")
+    return page([(result, About(command, hardware), b"")])
+
+
+def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
+    """One page of several comparisons, each with its contact sheet as PNG; without one it is drawn."""
+    drawn: list[Chart] = []
+    sections = [_section(result, about, image, f"run-{i}", drawn) for i, (result, about, image) in enumerate(runs)]
+    names = ", ".join(dict.fromkeys(result.cells[0].target for result, *_ in runs))
+    scripts = [_static(name) for name in _SCRIPTS]
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{escape(names)}: steps against quality</title>",
+            f"<style>{_static('page.css')}</style></head><body>",
+            f"<header><h1>Steps against quality: {escape(names)}</h1></header><main>",
+            "<noscript><p>Pictures and filters need JavaScript; the tables have every value.</p></noscript>",
+            *sections,
+            "</main>",
+            f'<script type="application/json" id="charts">{_json(drawn)}</script>',
+            *[f"<script>{script}</script>" for script in scripts],
+            "</body></html>\n",
+        ]
+    )
+
+
+def _section(result: Comparison, about: About, image: bytes, key: str, drawn: list[Chart]) -> str:
+    parts = [f'<section class="run" id="{key}" aria-labelledby="{key}-title">', _opening(result, about, key)]
+    parts += [_filters(result, key)]
+    names = measured(result.cells)
+    parts += [_metric(result, metric, f"{key}-{metric}", drawn) for metric in names]
+    parts += [adaptive(result, names), reaching(result, names), costs(result), _lost(result), _samples(result, image)]
+    return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
+
+
+def _opening(result: Comparison, about: About, key: str) -> str:
+    first, *rest = heading(result).splitlines()
+    lines = [*rest, *[about.note] * bool(about.note)]
+    return f'<h2 id="{key}-title">{escape(first)}</h2>' + "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _filters(result: Comparison, key: str) -> str:
+    solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
+    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    colours = {solver: look(result, solver, grids[0])[0] % COLOURS for solver in solvers}
+    boxes = [_box("solver", solver, f'<span class="swatch c{colours[solver]}"></span>') for solver in solvers]
+    groups = [("Solvers", boxes)] + [("Grids", [_box("grid", grid, "") for grid in grids])] * (len(grids) > 1)
+    switches = '<button type="button" data-all="1">all</button><button type="button" data-all="">none</button>'
+    sets = [f"<fieldset><legend>{label}</legend>{switches}{''.join(boxes)}</fieldset>" for label, boxes in groups]
+    return f'<form class="filters" aria-label="Show" aria-controls="{key}">{"".join(sets)}</form>'
+
+
+def _box(kind: str, value: str, swatch: str) -> str:
+    there = f'type="checkbox" checked autocomplete="off" data-{kind}="{escape(value)}"'
+    return f"<label><input {there}>{swatch}{escape(value)}</label>"
+
+
+def _metric(result: Comparison, metric: str, key: str, drawn: list[Chart]) -> str:
+    figures: list[str] = []
+    for chart in charts(result, metric):
+        about = escape(f"{chart['title']}. The values are in the table that follows.")
+        figures.append(
+            f'<figure><div class="plot"><canvas role="img" aria-label="{about}" aria-describedby="{key}-values"'
+            f' data-chart="{len(drawn)}"></canvas></div><figcaption>{escape(chart["title"])}</figcaption></figure>'
+        )
+        drawn.append(chart)
+    head = f'<h3 id="{key}">{escape(title(result, metric))}</h3>'
+    pictures = f'<div class="pictures">{"".join(figures)}</div>'
+    return "\n".join([head, pictures, values(result, metric, f"{key}-values"), leaders(result, metric)])
+
+
+def _lost(result: Comparison) -> str:
+    lines = [line.removeprefix("n/a: ") for line in missing(result.cells) if line]
+    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<h3>Not measured</h3><ul>{listed}</ul>" if lines else ""
+
+
+def _samples(result: Comparison, image: bytes) -> str:
+    image = image or _drawn(result)
+    if not image:
+        return ""
+    rows = list(dict.fromkeys(cell.solver for cell in over_seeds(columned(result.cells))))
+    about = f"Samples of {', '.join(rows)}, a row each, under real data; a column for each number of evaluations."
+    source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return (
+        f'<h3>Samples</h3><figure class="sheet"><div class="scroll" tabindex="0" role="group" aria-label="Samples">'
+        f'<img src="{source}" alt="{escape(about)}"></div><figcaption>The same place is the same start.</figcaption></figure>'
+    )
+
+
+def _drawn(result: Comparison) -> bytes:
+    figure, file = sheet(result), io.BytesIO()
+    if figure is not None:
+        figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def _notes(result: Comparison) -> str:
+    notes = [*_NOTES]
+    if any(METRICS[name].paired for name in measured(result.cells)):
+        notes.append("Errors to the endpoint are of solvers that draw no noise; a difference within twice the endpoint's"
+                     " own error counts as none.")
+    if any(cell.grid == ADAPTIVE for cell in result.cells):
+        notes.append("Adaptive methods take what their tolerance asks for: they have no column and no rank.")
+    link = f'<a download="results.csv" href="data:text/csv;charset=utf-8,{quote(csv(result))}">All values as CSV</a>'
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<h3>How to read it</h3><ul>{listed}</ul><p>{link}</p>"
+
+
+def _json(drawn: Sequence[Chart]) -> str:
+    """As the text of a script, in which nothing ends the script."""
+    text = json.dumps(drawn, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def _static(name: str) -> str:
+    text = (resources.files("sdekit.report") / "static" / name).read_text(encoding="utf-8")
+    # a source map would be another file
+    return "\n".join(line for line in text.splitlines() if not line.startswith("//# sourceMappingURL=")).strip()
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

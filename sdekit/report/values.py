@@ -1,0 +1,132 @@
+"""The tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from sdekit.comparison import ADAPTIVE, Cell, Comparison
+from sdekit.metrics import METRICS
+from sdekit.ranking import Place, Reach, default_quality, leaderboard, matrix, over_seeds, reach, taken
+from sdekit.report.numbers import evaluations, number, shown
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[tuple[Cell, Sequence[str]]], key: str = "") -> str:
+    """A table whose rows a filter finds by solver and grid; their first entry is the row's name. All is text."""
+    place = f' id="{key}"' if key else ""
+    columns = "".join(f'<th scope="col">{escape(one)}</th>' for one in head)
+    body = "".join(
+        f'<tr data-solver="{escape(cell.solver)}" data-grid="{escape(cell.grid)}"><th scope="row">{escape(entries[0])}</th>'
+        + "".join(f"<td>{escape(entry)}</td>" for entry in entries[1:])
+        + "</tr>"
+        for cell, entries in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table{place}>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _named(cell: Cell) -> str:
+    return cell.solver + " ~" * cell.stochastic
+
+
+def _value(cell: Cell, metric: str) -> str:
+    value, half = shown(cell, metric)
+    return f"{value} ± {half}" if half else value
+
+
+def values(result: Comparison, metric: str, key: str) -> str:
+    """Solvers by NFE, as in ``tables``, with intervals and marks."""
+    found = matrix(result, metric)
+    rows: list[tuple[Cell, list[str]]] = []
+    for row, marks in zip(found.rows, found.marks):
+        cells = {cell.nfe: cell for cell in row}
+        entries = [_entry(cells.get(n), metric, mark) for n, mark in zip(found.nfe, marks)]
+        rows.append((row[0], [_named(row[0]), row[0].grid, *entries]))
+    head = ["solver", "grid", *[f"NFE {n}" for n in found.nfe]]
+    caption = f"{METRICS[metric].label}: * better than every other, = not to be told from the best or from the floor"
+    return table(caption, head, rows, key) if rows else f'<p id="{key}">The values are in the table of adaptive steps.</p>'
+
+
+def _entry(cell: Cell | None, metric: str, mark: str) -> str:
+    if cell is None:
+        return ""
+    return _value(cell, metric) + mark if metric in cell.metrics else "n/a"
+
+
+def leaders(result: Comparison, metric: str) -> str:
+    """The ranks at each NFE, folded away."""
+    head = ["rank", "solver", "grid", METRICS[metric].label]
+    tables = [
+        table(f"NFE {n}", head, [(place.cell, _place(place)) for place in places])
+        for n, places in leaderboard(result, metric).items()
+    ]
+    return f"<details><summary>Leaderboard by NFE</summary>{''.join(tables)}</details>" if tables else ""
+
+
+def _place(place: Place) -> list[str]:
+    half = _value_of(place)
+    return [place.rank + " (tie)" * (place.first != place.last), _named(place.cell), place.cell.grid, half]
+
+
+def _value_of(place: Place) -> str:
+    value = number(place.value)
+    return (f"{value} ± {place.half:.2g}" if place.half < float("inf") else value) + ", at the floor" * place.at_floor
+
+
+def adaptive(result: Comparison, names: Sequence[str]) -> str:
+    """Methods that choose their own steps."""
+    cells = [cell for cell in over_seeds(result.cells) if cell.grid == ADAPTIVE and cell.metrics]
+    rows = [
+        (cell, [_named(cell), f"{taken(cell):.4g}", *[_entry(cell, name, "") for name in names]]) for cell in cells
+    ]
+    head = ["solver", "NFE (mean)", *[METRICS[name].label for name in names]]
+    return table("Adaptive steps: each sample takes what its tolerance asks for", head, rows) if rows else ""
+
+
+def reaching(result: Comparison, names: Sequence[str]) -> str:
+    """Evaluations to reach the default quality of each metric."""
+    tables: list[str] = []
+    for name in names:
+        if (quality := default_quality(result, name)) is None:
+            continue
+        value, middle = quality
+        rows = [
+            (
+                one.cell,
+                [_named(one.cell), one.cell.grid, evaluations(one, one.evaluations), _ends(one)],
+            )
+            for one in reach(result, name, value)
+        ]
+        which = f"the best at NFE {middle}" if value > result.floor.get(name, 0.0) else "the floor"
+        caption = f"{METRICS[name].label} of {number(value)}, {which}"
+        tables.append(table(caption, ["solver", "grid", "evaluations", "95% interval"], rows))
+    how = (
+        "Interpolated between the numbers of evaluations that were measured, both axes logarithmic: the first at which the"
+        " metric has the value. The interval holds those at which it cannot be told from the value. ≤ is the fewest"
+        " measured, > the most: not reached."
+    )
+    return f"<h3>Evaluations to reach a quality</h3><p>{how}</p>{''.join(tables)}" if tables else ""
+
+
+def _ends(one: Reach) -> str:
+    ends = [evaluations(one, end) for end in (one.low, one.high)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def costs(result: Comparison) -> str:
+    """What each row took, for all samples of a cell."""
+    cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
+    head = ["solver", "grid", "NFE", "evaluations", "seconds", "network s", "own s", "own µs a call", "peak MB"]
+    caption = f"Cost of {result.cells[0].samples} samples, in seconds of wall time: the network's, and the solver's own"
+    rows = [(cell, _cost(cell)) for cell in cells]
+    return f"<details><summary>Costs</summary>{table(caption, head, rows)}</details>" if rows else ""
+
+
+def _cost(cell: Cell) -> list[str]:
+    known = cell.network_seconds > 0
+    own = cell.seconds - cell.network_seconds  # below 0 where the machine was busy while the network was timed
+    times = [number(cell.network_seconds), number(own), number(own / taken(cell) * 1e6)] if known else [""] * 3
+    memory = "" if cell.peak_memory is None else number(cell.peak_memory / 1e6)
+    return [_named(cell), cell.grid, str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, memory]
