@@ -11,10 +11,10 @@ of their values, whose error is smaller than either's own.
 
 The 95% interval of a value is ± t_{0.975, G − 1} se. It stands in place of a bootstrap's, which measures the metric on
 some thousand resamplings where this takes ten; which draws samples twice, so that distances of pairs and to nearest
-neighbours, 0 for a sample and its copy, are of other sets than those measured; and which would need the samples of both
-solvers for an interval of their difference, where this needs ten numbers of each. It holds the metric's mean at the
-numbers of samples used, with their bias. A metric that is not smooth in the samples (a quantile, a nearest neighbour) has
-a less certain one.
+neighbours, 0 for a sample and its copy, are of other sets than those measured; and which would need the samples of
+both solvers for an interval of their difference, where this needs ten numbers of each. It holds the metric's mean at
+the numbers of samples used, with their bias. A metric that is not smooth in the samples (a quantile, a nearest
+neighbour) has a less certain one.
 """
 
 from __future__ import annotations

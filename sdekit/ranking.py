@@ -180,8 +180,8 @@ class Place:
 def places(cells: Sequence[Cell], metric: str, floor: float, spread: float) -> list[Place]:
     """The cells of one NFE by value, the smallest first, each with the ranks that it can have.
 
-    One is known to be better than another as a mark knows it: by more than ``SIGNIFICANT`` standard errors of the paired
-    difference, where the other is above the floor.
+    One is known to be better than another as a mark knows it: by more than ``SIGNIFICANT`` standard errors of the
+    paired difference, where the other is above the floor.
 
     >>> cells = [Cell("toy", "VP()", name, "logsnr", 5, 20, 0, metrics={"energy": value},
     ...               jackknife={"energy": [value + 0.01 * i, value]})
@@ -255,10 +255,10 @@ def default_quality(result: Comparison, metric: str) -> tuple[float, int] | None
 def reach(result: Comparison, metric: str, quality: float) -> list[Reach]:
     """For each solver and grid the evaluations at which the metric first falls to ``quality``; the fewest first.
 
-    Between two of the numbers of evaluations that were measured log(metric) is linear in log(evaluations); values below
-    a thousandth of the quality, negative ones among them, count as that. The interval's ends are where the lower and the
-    upper ends of the values' 95% intervals fall to the quality: it holds the numbers of evaluations at which the metric
-    cannot be told from the quality.
+    Between two of the numbers of evaluations that were measured log(metric) is linear in log(evaluations); values
+    below a thousandth of the quality, negative ones among them, count as that. The interval's ends are where the lower
+    and the upper ends of the values' 95% intervals fall to the quality: it holds the numbers of evaluations at which
+    the metric cannot be told from the quality.
 
     Raises ValueError for a quality that is not positive and finite.
 

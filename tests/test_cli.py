@@ -35,7 +35,7 @@ def test_compare_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
     done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
     assert done.exit_code == 0, done.output
     assert {path.name for path in tmp_path.iterdir()} == {
-        "results.jsonl", "table.txt", "steps-vs-quality.png", "samples.png", "tensors",
+        "results.jsonl", "table.txt", "steps-vs-quality.png", "samples.png", "report.html", "tensors",
     }  # fmt: skip
     assert (tmp_path / "table.txt").read_text(encoding="utf-8") in done.stdout
     assert "\x1b" not in done.output

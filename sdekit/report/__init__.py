@@ -1,7 +1,7 @@
 """A comparison as a person reads it: tables, pictures, one self-contained page, and the forms that papers want.
 
-Each takes the ``Comparison`` that ``compare`` returned, finished or interrupted, or one that ``read`` made of the records
-in a folder.
+Each takes the ``Comparison`` that ``compare`` returned, finished or interrupted, or one that ``read`` made of the
+records in a folder.
 """
 
 from sdekit.report.export import csv, frame, latex

@@ -38,7 +38,7 @@ def _chart(result: Comparison, cells: Sequence[Cell], metric: str, cost: str) ->
     low, high = _range([cell.metrics[metric] for cell in cells], floor)
     if lines and floor >= low:
         lines.append(_floor(floor, [of(cell) for cell in cells]))
-    scales = {
+    scales: dict[str, Any] = {
         "x": {"type": "logarithmic", "title": {"display": True, "text": label.format(samples=_samples(result))}},
         "y": {"type": "logarithmic", "min": low, "max": high},
     }
@@ -62,7 +62,7 @@ def look(result: Comparison, solver: str, grid: str) -> tuple[int, str]:
     solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
     grids = list(dict.fromkeys(cell.grid for cell in result.cells))
     place = solvers.index(solver)
-    shape = place + place // COLOURS + 3 * grids.index(grid)
+    shape = place + 4 * (place // COLOURS) + grids.index(grid)  # 16 solvers on 4 grids all differ
     return place % COLOURS, _SHAPES[shape % len(_SHAPES)]
 
 

@@ -24,7 +24,8 @@ _FACTS = (
 _LAST = ("note", "device", "key")
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "−": "$-$", "±": r"$\pm$", "…": r"\dots{}", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    ">": r"\textgreater{}", "−": "$-$", "±": r"$\pm$", "…": r"\dots{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }  # fmt: skip
 
 

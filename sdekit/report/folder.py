@@ -62,9 +62,9 @@ def rebuild(folder: str | Path) -> Path:
 def read(folder: str | Path) -> list[Comparison]:
     """The comparisons whose records a folder of ``compare`` holds, the last begun first.
 
-    Records are of one comparison where target, process, network, data and number of samples are the same. Of a cell that
-    was computed again, with another version say, the last record counts. Solvers are compared over the seeds that every
-    row has; where no seed is in all of them, over those of each. Without ``tensors/about-….safetensors``, which
+    Records are of one comparison where target, process, network, data and number of samples are the same. Of a cell
+    that was computed again, with another version say, the last record counts. Solvers are compared over the seeds that
+    every row has; where no seed is in all of them, over those of each. Without ``tensors/about-….safetensors``, which
     ``write`` makes, there are no real data, no samples, and no spread of the floor.
 
     Raises ValueError where there are no records.
@@ -140,7 +140,7 @@ def _remembered(folder: Path, run: str) -> tuple[torch.Tensor | None, dict[str, 
 
 def hardware() -> str:
     """This machine in a line."""
-    parts = [platform.platform(), _processor(), f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"]
+    parts = [platform.platform(), _processor(), f"{os.cpu_count()} cores, torch on {torch.get_num_threads()}"]
     parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return "; ".join(part for part in [*parts, f"Python {platform.python_version()}"] if part)
 

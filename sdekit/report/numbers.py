@@ -26,19 +26,21 @@ def shown(cell: Cell, metric: str) -> tuple[str, str]:
     (('0.123', '0.0034'), True)
     """
     half = half_width(cell.jackknife.get(metric, ()))
-    return number(cell.metrics[metric]), f"{half:.2g}" if math.isfinite(half) else ""
+    return number(cell.metrics[metric]), number(half, 2) if math.isfinite(half) else ""
 
 
-def number(value: float) -> str:
-    """Three digits, without an exponent where that reads well.
+def number(value: float, digits: int = 3) -> str:
+    """So many digits, without an exponent where that reads well.
 
     >>> number(21966.3), number(0.0001), number(1.2e-7), number(2.0), number(0.0)
     ('21966', '0.000100', '1.20e-07', '2.00', '0')
     """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    size = math.floor(math.log10(abs(float(f"{value:.2e}"))))
-    return f"{value:.{max(0, 2 - size)}f}" if -5 < size < 7 else f"{value:.2e}"
+    size = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if -5 < size < 7:
+        return f"{value:.{max(0, digits - 1 - size)}f}"
+    return f"{value:.{digits - 1}e}"
 
 
 def evaluations(one: Reach, value: float) -> str:

@@ -106,7 +106,8 @@ def _section(result: Comparison, about: About, image: bytes, key: str, drawn: li
 
 def _opening(result: Comparison, about: About, key: str) -> str:
     first, *rest = heading(result).splitlines()
-    lines = [*rest, *[about.note] * bool(about.note)]
+    legend = "* better than every other of its column, = not to be told from the best of its column or from the floor."
+    lines = [*rest, legend, *[about.note] * bool(about.note)]
     return f'<h2 id="{key}-title">{escape(first)}</h2>' + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
@@ -155,7 +156,8 @@ def _samples(result: Comparison, image: bytes) -> str:
     source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     return (
         f'<h3>Samples</h3><figure class="sheet"><div class="scroll" tabindex="0" role="group" aria-label="Samples">'
-        f'<img src="{source}" alt="{escape(about)}"></div><figcaption>The same place is the same start.</figcaption></figure>'
+        f'<img src="{source}" alt="{escape(about)}"></div>'
+        "<figcaption>The same place is the same start.</figcaption></figure>"
     )
 
 
@@ -169,8 +171,10 @@ def _drawn(result: Comparison) -> bytes:
 def _notes(result: Comparison) -> str:
     notes = [*_NOTES]
     if any(METRICS[name].paired for name in measured(result.cells)):
-        notes.append("Errors to the endpoint are of solvers that draw no noise; a difference within twice the endpoint's"
-                     " own error counts as none.")
+        notes.append(
+            "Errors to the endpoint are of solvers that draw no noise; a difference within twice the endpoint's own"
+            " error counts as none."
+        )
     if any(cell.grid == ADAPTIVE for cell in result.cells):
         notes.append("Adaptive methods take what their tolerance asks for: they have no column and no rank.")
     link = f'<a download="results.csv" href="data:text/csv;charset=utf-8,{quote(csv(result))}">All values as CSV</a>'

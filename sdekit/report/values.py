@@ -10,14 +10,18 @@ from sdekit.metrics import METRICS
 from sdekit.ranking import Place, Reach, default_quality, leaderboard, matrix, over_seeds, reach, taken
 from sdekit.report.numbers import evaluations, number, shown
 
+_WORDS = ("rank", "solver", "grid")
+
 
 def table(caption: str, head: Sequence[str], rows: Iterable[tuple[Cell, Sequence[str]]], key: str = "") -> str:
     """A table whose rows a filter finds by solver and grid; their first entry is the row's name. All is text."""
     place = f' id="{key}"' if key else ""
-    columns = "".join(f'<th scope="col">{escape(one)}</th>' for one in head)
+    kinds = [' class="word"' * (one in _WORDS) for one in head]
+    columns = "".join(f'<th scope="col"{kind}>{escape(one)}</th>' for one, kind in zip(head, kinds))
     body = "".join(
-        f'<tr data-solver="{escape(cell.solver)}" data-grid="{escape(cell.grid)}"><th scope="row">{escape(entries[0])}</th>'
-        + "".join(f"<td>{escape(entry)}</td>" for entry in entries[1:])
+        f'<tr data-solver="{escape(cell.solver)}" data-grid="{escape(cell.grid)}">'
+        f'<th scope="row">{escape(entries[0])}</th>'
+        + "".join(f"<td{kind}>{escape(entry)}</td>" for entry, kind in zip(entries[1:], kinds[1:]))
         + "</tr>"
         for cell, entries in rows
     )
@@ -25,6 +29,10 @@ def table(caption: str, head: Sequence[str], rows: Iterable[tuple[Cell, Sequence
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table{place}>'
         f"<caption>{escape(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _beside(tables: Sequence[str]) -> str:
+    return f'<div class="beside">{"".join(tables)}</div>'
 
 
 def _named(cell: Cell) -> str:
@@ -45,8 +53,11 @@ def values(result: Comparison, metric: str, key: str) -> str:
         entries = [_entry(cells.get(n), metric, mark) for n, mark in zip(found.nfe, marks)]
         rows.append((row[0], [_named(row[0]), row[0].grid, *entries]))
     head = ["solver", "grid", *[f"NFE {n}" for n in found.nfe]]
-    caption = f"{METRICS[metric].label}: * better than every other, = not to be told from the best or from the floor"
-    return table(caption, head, rows, key) if rows else f'<p id="{key}">The values are in the table of adaptive steps.</p>'
+    return (
+        table(METRICS[metric].label, head, rows, key)
+        if rows
+        else f'<p id="{key}">The values are in the table of adaptive steps.</p>'
+    )
 
 
 def _entry(cell: Cell | None, metric: str, mark: str) -> str:
@@ -62,7 +73,7 @@ def leaders(result: Comparison, metric: str) -> str:
         table(f"NFE {n}", head, [(place.cell, _place(place)) for place in places])
         for n, places in leaderboard(result, metric).items()
     ]
-    return f"<details><summary>Leaderboard by NFE</summary>{''.join(tables)}</details>" if tables else ""
+    return f"<details><summary>Leaderboard by NFE</summary>{_beside(tables)}</details>" if tables else ""
 
 
 def _place(place: Place) -> list[str]:
@@ -72,15 +83,15 @@ def _place(place: Place) -> list[str]:
 
 def _value_of(place: Place) -> str:
     value = number(place.value)
-    return (f"{value} ± {place.half:.2g}" if place.half < float("inf") else value) + ", at the floor" * place.at_floor
+    return (
+        f"{value} ± {number(place.half, 2)}" if place.half < float("inf") else value
+    ) + ", at the floor" * place.at_floor
 
 
 def adaptive(result: Comparison, names: Sequence[str]) -> str:
     """Methods that choose their own steps."""
     cells = [cell for cell in over_seeds(result.cells) if cell.grid == ADAPTIVE and cell.metrics]
-    rows = [
-        (cell, [_named(cell), f"{taken(cell):.4g}", *[_entry(cell, name, "") for name in names]]) for cell in cells
-    ]
+    rows = [(cell, [_named(cell), f"{taken(cell):.4g}", *[_entry(cell, name, "") for name in names]]) for cell in cells]
     head = ["solver", "NFE (mean)", *[METRICS[name].label for name in names]]
     return table("Adaptive steps: each sample takes what its tolerance asks for", head, rows) if rows else ""
 
@@ -103,11 +114,11 @@ def reaching(result: Comparison, names: Sequence[str]) -> str:
         caption = f"{METRICS[name].label} of {number(value)}, {which}"
         tables.append(table(caption, ["solver", "grid", "evaluations", "95% interval"], rows))
     how = (
-        "Interpolated between the numbers of evaluations that were measured, both axes logarithmic: the first at which the"
-        " metric has the value. The interval holds those at which it cannot be told from the value. ≤ is the fewest"
+        "Interpolated between the numbers of evaluations that were measured, both axes logarithmic: the first at which"
+        " the metric has the value. The interval holds those at which it cannot be told from the value. ≤ is the fewest"
         " measured, > the most: not reached."
     )
-    return f"<h3>Evaluations to reach a quality</h3><p>{how}</p>{''.join(tables)}" if tables else ""
+    return f"<h3>Evaluations to reach a quality</h3><p>{how}</p>{_beside(tables)}" if tables else ""
 
 
 def _ends(one: Reach) -> str:
@@ -118,15 +129,19 @@ def _ends(one: Reach) -> str:
 def costs(result: Comparison) -> str:
     """What each row took, for all samples of a cell."""
     cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
-    head = ["solver", "grid", "NFE", "evaluations", "seconds", "network s", "own s", "own µs a call", "peak MB"]
-    caption = f"Cost of {result.cells[0].samples} samples, in seconds of wall time: the network's, and the solver's own"
+    head = ["solver", "grid", "NFE", "evaluations", "seconds", "of the network", "beyond it", "ms an evaluation", "peak MB"]
+    caption = (
+        f"Seconds of wall time for {result.cells[0].samples} samples; the network's are timed apart, so that on a busy"
+        " machine they may be more than all"
+    )
     rows = [(cell, _cost(cell)) for cell in cells]
     return f"<details><summary>Costs</summary>{table(caption, head, rows)}</details>" if rows else ""
 
 
 def _cost(cell: Cell) -> list[str]:
     known = cell.network_seconds > 0
-    own = cell.seconds - cell.network_seconds  # below 0 where the machine was busy while the network was timed
-    times = [number(cell.network_seconds), number(own), number(own / taken(cell) * 1e6)] if known else [""] * 3
+    beyond = cell.seconds - cell.network_seconds
+    times = [number(cell.network_seconds), number(beyond)] if known else ["", ""]
+    each = number(cell.seconds / taken(cell) * 1e3)
     memory = "" if cell.peak_memory is None else number(cell.peak_memory / 1e6)
-    return [_named(cell), cell.grid, str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, memory]
+    return [_named(cell), cell.grid, str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, each, memory]

@@ -84,11 +84,9 @@ let folded = [];
 addEventListener("beforeprint", () => {
   folded = [...closed()];
   folded.forEach((one) => (one.open = true));
-  drawn.forEach(({ chart }) => chart.resize());
   repaint();
 });
 addEventListener("afterprint", () => {
   folded.forEach((one) => (one.open = false));
-  drawn.forEach(({ chart }) => chart.resize());
   repaint();
 });

@@ -1,0 +1,476 @@
+"""The page holds the numbers of the records, loads nothing, and trusts no name; exports hold the same."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import pstdev
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sdekit as sk
+from sdekit import cli, report
+from sdekit.comparison import Cell, Comparison, Interrupted, compare
+from sdekit.metrics import METRICS
+from sdekit.report.charts import look
+from sdekit.targets import Gaussian
+
+HOSTILE = ("</script><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "<!--", "a & b ' \" &lt;")
+VOID = {"meta", "img", "input", "br"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a browser would make of it: elements, tables, and the text of scripts and styles."""
+
+    source: str
+    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    raw: dict[str, list[str]] = field(default_factory=lambda: {"script": [], "style": []})
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self._caption = ""
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("td", "th"):
+            self._rows[-1].append("")
+        if tag in self.raw:
+            self.raw[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        if tag == "table":
+            self.tables.setdefault(self._caption, self._rows)  # of several runs the first's
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside in self.raw:
+            self.raw[inside][-1] += data
+        elif inside == "caption":
+            self._caption += data
+        elif inside in ("td", "th"):
+            self._rows[-1][-1] += data
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def charts(self) -> list[dict]:
+        return json.loads(self.raw["script"][0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> Comparison:
+    """Two seeds, two grids, noise, an adaptive method, a solver that cannot run."""
+    target = Gaussian(torch.tensor([1.0, -0.5]), torch.diag(torch.tensor([1.0, 0.05])))
+    return compare(
+        target.model(sk.VP()), target.sample(200, seed=1), solvers=["ddim", "ddpm", "dpm-solver-3", "dpm-solver-12"],
+        nfe=[2, 4, 8], grid=["logsnr", "time"], samples=40, real=target.sample(200, seed=2), seed=[0, 1], out=folder,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(result: Comparison, folder: Path) -> Page:
+    paths = report.write(result, folder, "sdekit compare --nfe 2,4,8")
+    assert paths[-1] == folder / "report.html"
+    return Page(paths[-1].read_text(encoding="utf-8"))
+
+
+def group(result: Comparison, solver: str, grid: str, nfe: int) -> list[Cell]:
+    return [cell for cell in result.cells if (cell.solver, cell.grid, cell.nfe) == (solver, grid, nfe)]
+
+
+def truth(cells: list[Cell], metric: str) -> tuple[float, float]:
+    """The mean over seeds and half of its interval, worked out here."""
+    value = sum(cell.metrics[metric] for cell in cells) / len(cells)
+    rest = [sum(values) / len(cells) for values in zip(*(cell.jackknife[metric] for cell in cells))]
+    return value, 2.2622 * 3 * pstdev(rest)  # (G − 1)/G Σ (θ − mean)² = 9 var
+
+
+def near(entry: str, cells: list[Cell], metric: str) -> bool:
+    value, half = map(float, entry.rstrip("*=").removesuffix(", at the floor").split(" ± "))
+    return (value, half) == (
+        pytest.approx(truth(cells, metric)[0], rel=0.006),
+        pytest.approx(truth(cells, metric)[1], rel=0.06),
+    )
+
+
+# -- the numbers ------------------------------------------------------------------------------------
+
+
+def test_every_value_and_interval_is_that_of_the_records(page: Page, result: Comparison) -> None:
+    checked = 0
+    for metric in ("rmse", "energy", "sliced_wasserstein", "frechet"):
+        head, *rows = page.tables[METRICS[metric].label]
+        assert head == ["solver", "grid", "NFE 2", "NFE 4", "NFE 8"]
+        for name, grid, *entries in rows:
+            for nfe, entry in zip((2, 4, 8), entries):
+                cells = group(result, name.removesuffix(" ~"), grid, nfe)
+                assert len(cells) == 2
+                if entry == "n/a":
+                    assert all(cell.note for cell in cells)
+                else:
+                    assert near(entry, cells, metric), entry
+                    checked += 1
+        assert ("ddpm ~" in [row[0] for row in rows]) == (metric != "rmse")
+    # dpm-solver-3 cannot run in 2 evaluations; ddpm has no rmse
+    assert checked == 4 * 2 * (3 + 3 + 2) + 0 - 3 * 2
+
+
+def test_pictures_hold_the_points_with_their_intervals(page: Page, result: Comparison) -> None:
+    titles = {chart["title"] for chart in page.charts}
+    assert len(page.charts) == len(titles) == 2 * len({name for cell in result.cells for name in cell.metrics})
+    for cost in ("network evaluations of a sample", "seconds for 40 samples"):
+        (chart,) = (c for c in page.charts if c["title"] == f"{METRICS['energy'].label} against {cost}")
+        lines = {(line.get("solver"), line.get("grid")): line for line in chart["data"]["datasets"]}
+        assert set(lines) - {(None, None)} == {(cell.solver, cell.grid) for cell in result.cells}
+        for nfe, point in zip((2, 4, 8), lines["ddim", "time"]["data"]):
+            cells = group(result, "ddim", "time", nfe)
+            value, half = truth(cells, "energy")
+            assert point["y"] == pytest.approx(value)
+            assert point["yMax"] - point["y"] == pytest.approx(half, rel=0.06)
+            wanted = float(nfe) if cost.startswith("network") else sum(cell.seconds for cell in cells) / 2
+            assert point["x"] == pytest.approx(wanted)
+            assert point["value"] in page.text
+
+
+def test_the_leaderboard_has_the_ranks_with_ties(page: Page, result: Comparison) -> None:
+    from sdekit.ranking import leaderboard
+
+    for metric in METRICS:
+        if not any(metric in cell.metrics for cell in result.cells):
+            continue
+        for nfe, places in leaderboard(result, metric).items():
+            head = ["rank", "solver", "grid", METRICS[metric].label]
+            source = page.source
+            at = source.index(f'id="run-0-{metric}-values"')
+            found = Page(re.findall(rf"<table><caption>NFE {nfe}</caption>.*?</table>", source[at:])[0]).tables
+            assert found[f"NFE {nfe}"][0] == head
+            for row, place in zip(found[f"NFE {nfe}"][1:], places):
+                tie = f"{place.first}–{place.last} (tie)" if place.first < place.last else str(place.first)
+                assert row[:3] == [tie, place.cell.solver + " ~" * place.cell.stochastic, place.cell.grid]
+                assert near(row[3], group(result, place.cell.solver, place.cell.grid, nfe), metric)
+                assert row[3].endswith("floor") == place.at_floor
+
+
+def test_evaluations_to_reach_and_costs_are_there(page: Page, result: Comparison) -> None:
+    (caption,) = (one for one in page.tables if one.startswith(METRICS["rmse"].label + " of "))
+    best = min(truth(group(result, *row, 4), "rmse")[0] for row in (("ddim", "time"), ("ddim", "logsnr")))
+    others = [truth(group(result, "dpm-solver-3", grid, 4), "rmse")[0] for grid in ("time", "logsnr")]
+    assert float(caption.split(" of ")[-1].split(",")[0]) == pytest.approx(min(best, *others), rel=0.006)
+    assert caption.endswith("the best at NFE 4")
+    assert "4" in [row[2] for row in page.tables[caption]]
+    (costs,) = (rows for caption, rows in page.tables.items() if caption.startswith("Seconds of wall time"))
+    row = next(row for row in costs if row[:3] == ["ddim", "time", "8"])
+    cells = group(result, "ddim", "time", 8)
+    assert float(row[4]) == pytest.approx(sum(cell.seconds for cell in cells) / 2, rel=0.006)
+
+
+def test_it_says_what_is_missing_and_how_to_make_it_again(page: Page, result: Comparison) -> None:
+    assert "dpm-solver-3: nfe=2" in page.text
+    assert "sdekit compare --nfe 2,4,8" in page.text
+    cell = result.cells[0]
+    for fact in (*cell.versions.values(), cell.network, cell.data, "0; 1"):
+        assert fact in page.text
+    assert "adaptive" in page.text.lower()
+    bare = Page(report.html(result))
+    assert "nfe=[2, 4, 8]" in bare.text
+    assert "seed=[0, 1]" in bare.text
+
+
+# -- one file, that trusts nothing ------------------------------------------------------------------
+
+
+def test_it_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "action", "poster", "data", "srcset", "background"):
+                assert value.startswith("data:"), (tag, name, value[:60])
+            assert not name.startswith("on")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+    assert not re.search(r"url\(|@import", "".join(page.raw["style"]))
+    assert not any("sourceMappingURL" in script for script in page.raw["script"])
+    (policy,) = (one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    allowed = re.findall(r"'sha256-([^']+)'", policy)
+    digests = [hashlib.sha256(script.encode()).digest() for script in page.raw["script"][1:]]
+    assert allowed == [base64.b64encode(digest).decode() for digest in digests]
+    assert len(page.source) < 1_500_000
+
+
+def test_hostile_names_are_text() -> None:
+    def cell(name: str, nfe: int) -> Cell:
+        metrics, rest = {"energy": 1.0 / nfe}, {"energy": [1.0 / nfe] * 10}
+        return Cell(
+            f"target {name}", f"process {name}", f"solver {name}", f"grid {name}", nfe, 40, 0, metrics=metrics,
+            jackknife=rest, seconds=1.0, versions={"torch": name}, device=name, network=name, key=f"{name}{nfe}",
+        )  # fmt: skip
+
+    for name in HOSTILE:
+        bad = replace(cell(name, 30), metrics={}, jackknife={}, note=f"note {name}", solver=f"failing {name}")
+        cells = (cell(name, 5), cell(name, 10), replace(cell(name, 5), solver="other", key="o"), bad)
+        found = Page(report.html(Comparison(cells, {}, {}, {}, torch.zeros(1)), command=name, hardware=name))
+        assert len(found.all("script")) == 4
+        assert found.all("img") == []
+        assert not any(key.startswith("on") for _, attributes in found.tags for key in attributes)
+        for what in ("target", "process", "solver", "grid", "note", "failing"):
+            assert f"{what} {name}" in found.text
+        assert {f"solver {name}", "other"} <= {one.get("data-solver") for one in found.all("tr")}
+        assert any(f"solver {name}" == line["label"] for chart in found.charts for line in chart["data"]["datasets"])
+
+
+def test_it_can_be_read_without_seeing_it(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for canvas in page.all("canvas"):
+        assert canvas["role"] == "img"
+        assert canvas["aria-label"]
+        assert canvas["aria-describedby"] in ids
+    for attributes in page.all("div"):
+        if attributes.get("class") == "scroll":  # so that keys scroll it
+            assert attributes["tabindex"] == "0"
+            assert attributes["aria-label"]
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(attributes["alt"] for attributes in page.all("img"))
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert page.source.count("<label><input ") == len(page.all("input"))
+    assert any("viewport" in meta.get("name", "") for meta in page.all("meta"))
+    values = {box.get("data-solver") or box.get("data-grid") for box in page.all("input")}
+    assert {"ddim", "ddpm", "logsnr", "time"} <= values
+
+
+def test_the_contact_sheet_is_in_it(page: Page, folder: Path) -> None:
+    (image,) = page.all("img")
+    assert base64.b64decode(image["src"].split(",")[1]) == (folder / "samples.png").read_bytes()
+
+
+def test_nothing_finished_makes_no_page(tmp_path: Path) -> None:
+    empty = Comparison((), {}, {}, {}, torch.zeros(2, 2))
+    assert [path.name for path in report.write(empty, tmp_path)] == ["table.txt"]
+    with pytest.raises(ValueError, match="no cell was finished"):
+        report.html(empty)
+
+
+def test_rows_of_one_colour_have_other_points() -> None:
+    cells = [Cell("t", "p", f"s{i}", f"g{j}", 5, 8, 0) for i in range(16) for j in range(4)]
+    looks = {look(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), c.solver, c.grid) for c in cells}
+    assert len(looks) == 64
+
+
+# -- from the records again -------------------------------------------------------------------------
+
+
+def test_rebuilt_it_is_the_same(page: Page, folder: Path, result: Comparison) -> None:
+    done = CliRunner().invoke(cli.app, ["report", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder / 'report.html'}\n"
+    again = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert again.tables == page.tables
+    assert again.charts == page.charts
+    assert "sdekit compare --nfe 2,4,8" in again.text
+    (found,) = report.read(folder)
+    assert report.text(found) == report.text(result)
+    assert set(found.samples) == set(result.samples)
+    assert torch.equal(found.real, result.real)
+
+
+@pytest.fixture
+def copy(folder: Path, result: Comparison, page: Page, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def rewrite(folder: Path, *cells: Cell) -> None:
+    (folder / "results.jsonl").write_text("".join(cell.to_json() + "\n" for cell in cells), encoding="utf-8")
+
+
+def test_records_alone_are_enough(copy: Path, result: Comparison) -> None:
+    for path in (copy / "tensors").glob("about-*"):
+        path.unlink()
+    (found,) = report.read(copy)
+    assert [cell.key for cell in found.cells] == [cell.key for cell in result.cells]
+    assert found.floor == pytest.approx(dict(result.floor))
+    assert Page(report.rebuild(copy).read_text(encoding="utf-8")).all("img") == []
+
+
+def test_runs_of_one_folder_stand_apart_the_last_first(copy: Path, result: Comparison) -> None:
+    others = [replace(cell, target="another", key="x" + cell.key) for cell in result.cells]
+    rewrite(copy, *result.cells, *others)
+    assert [found.cells[0].target for found in report.read(copy)] == ["another", result.cells[0].target]
+    assert len(Page(report.rebuild(copy).read_text(encoding="utf-8")).all("section")) == 2
+
+
+def test_of_a_cell_computed_again_the_last_counts(copy: Path, result: Comparison) -> None:
+    again = replace(result.cells[0], key="later", metrics={"energy": 123.0}, jackknife={})
+    rewrite(copy, *result.cells, again)
+    (found,) = report.read(copy)
+    assert len(found.cells) == len(result.cells)
+    assert [cell.key for cell in found.cells if cell.metrics.get("energy") == 123.0] == ["later"]
+
+
+def test_seeds_that_only_some_rows_have_are_left_out_and_said(copy: Path, result: Comparison) -> None:
+    rewrite(copy, *[cell for cell in result.cells if cell.seed == 0 or cell.solver == "ddim"])
+    (found,) = report.read(copy)
+    assert {cell.seed for cell in found.cells} == {0}
+    assert len(found.cells) == len(result.cells) / 2
+    assert "not every row has them: seeds 1." in report.rebuild(copy).read_text(encoding="utf-8")
+    rewrite(copy, *[cell for cell in result.cells if (cell.seed == 0) == (cell.solver == "ddim")])
+    (found,) = report.read(copy)
+    assert {cell.seed for cell in found.cells} == {0, 1}  # none is in all rows
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folder=.*it has no results.jsonl"):
+        report.rebuild(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no record"):
+        report.read(tmp_path)
+    done = CliRunner().invoke(cli.app, ["report", str(tmp_path / "none")])
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_run_has_its_page(result: Comparison, tmp_path: Path) -> None:
+    part = Interrupted(replace(result, cells=result.cells[:3])).result
+    assert report.write(part, tmp_path)[-1].name == "report.html"
+
+
+# -- exports ----------------------------------------------------------------------------------------
+
+
+def test_csv_is_exact(result: Comparison, page: Page) -> None:
+    text = report.csv(result)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == len(result.cells)
+    for row, cell in zip(rows, result.cells):
+        assert (row["solver"], row["grid"], int(row["nfe"]), int(row["seed"])) == (
+            cell.solver, cell.grid, cell.nfe, cell.seed,
+        )  # fmt: skip
+        for metric, value in cell.metrics.items():
+            assert float(row[metric]) == value
+            assert float(row[f"{metric}_stderr"]) == pytest.approx(3 * pstdev(cell.jackknife[metric]))
+        assert row["note"] == cell.note
+        assert not cell.note or row["energy"] == ""
+    (link,) = page.all("a")
+    from urllib.parse import unquote
+
+    assert unquote(link["href"]).split(",", 1)[1] == text
+
+
+def test_the_frame_has_the_columns_of_the_csv(result: Comparison) -> None:
+    pytest.importorskip("pandas")
+    found = report.frame(result)
+    assert list(found.columns) == report.csv(result).splitlines()[0].split(",")
+    assert found["energy"].dtype == float
+    kept = found[(found.solver == "ddim") & (found.grid == "time") & (found.nfe == 8)]
+    assert kept["energy"].mean() == pytest.approx(truth(group(result, "ddim", "time", 8), "energy")[0])
+    assert math.isnan(found[found.note != ""]["energy"].iloc[0])
+
+
+def test_latex_has_the_table(result: Comparison) -> None:
+    text = report.latex(result, ["energy"])
+    assert all(text.count(rule) == 1 for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{llrrr}"))
+    lines = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(lines) == 6  # three solvers on two grids
+    for line in lines:
+        name, grid, *entries = line.removesuffix(r" \\").split(" & ")
+        for nfe, entry in zip((2, 4, 8), entries):
+            if entry != "--":
+                plain = re.sub(r"\$|\\mathbf\{([^}]*)\}", r"\1", entry).replace(r"\pm", "±")
+                assert near(plain, group(result, name.removesuffix(r" \textasciitilde{}"), grid, nfe), "energy")
+    assert report.latex(result).count(r"\begin{table}") == len({m for c in result.cells for m in c.metrics})
+    with pytest.raises(ValueError, match="'fid' was not measured"):
+        report.latex(result, ["fid"])
+
+
+def test_latex_marks_and_escapes() -> None:
+    def cell(solver: str, value: float) -> Cell:
+        rest = {"energy": [value] * 10}
+        return Cell("a_b & 50%", "VP()", solver, "x^2#{}", 5, 40, 0, metrics={"energy": value}, jackknife=rest)
+
+    text = report.latex(Comparison((cell("ddim_$", 2e-7), cell("b\\c", 1.0)), {}, {}, {}, torch.zeros(1)))
+    assert r"a\_b \& 50\%" in text
+    assert r"ddim\_\$ & $\mathbf{2.00 \cdot 10^{-7}} \pm 0$" in text
+    assert r"b\textbackslash{}c & $1.00 \pm 0$" in text
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>
+const shown = (row) => !row.hidden;
+const rows = () => [...document.querySelectorAll("tr[data-solver=ddim]")].filter(shown).length;
+const lines = () => drawn[0].chart.data.datasets.filter((line) => !line.hidden).map((line) => line.label);
+const before = [rows(), lines()];
+document.querySelector("input[data-solver=ddim]").click();
+const after = [rows(), lines()];
+const item = { raw: drawn[0].chart.data.datasets[0].data[0], dataset: drawn[0].chart.data.datasets[0] };
+const hover = drawn[0].chart.options.plugins.tooltip.callbacks.label(item);
+const wide = document.documentElement.scrollWidth <= innerWidth;
+document.title = JSON.stringify({ before, after, hover, wide, charts: drawn.length });
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_it_draws_filters_and_fits_a_phone(page: Page, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file = tmp_path / "report.html"
+    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.source)  # for the probe alone
+    file.write_text(source.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom"]
+    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=60)
+    found = json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout)[0]))
+    assert found["charts"] == len(page.charts)
+    assert found["before"][0] > 0
+    assert found["after"][0] == 0
+    assert sorted({"ddim"} | set(found["after"][1])) == sorted(set(found["before"][1]))
+    first = page.charts[0]["data"]["datasets"][0]
+    assert found["hover"] == [f"{first['label']}: {first['data'][0]['value']}", first["data"][0]["about"]]
+    assert found["wide"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_policy_lets_its_own_scripts_run_and_no_other(page: Page, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    file = tmp_path / "report.html"
+    alien = "<script>document.title = 'alien'</script></body>"
+    file.write_text(page.source.replace("</body>", alien), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "<title>alien" not in done.stdout
+    assert re.search(r"<canvas[^>]* width=\"\d+\"", done.stdout)  # drawn
