@@ -129,7 +129,8 @@ def _ends(one: Reach) -> str:
 def costs(result: Comparison) -> str:
     """What each row took, for all samples of a cell."""
     cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
-    head = ["solver", "grid", "NFE", "evaluations", "seconds", "of the network", "beyond it", "ms an evaluation", "peak MB"]
+    head = ["solver", "grid", "NFE", "evaluations", "seconds"]
+    head += ["of the network", "beyond it", "ms an evaluation", "peak MB"]
     caption = (
         f"Seconds of wall time for {result.cells[0].samples} samples; the network's are timed apart, so that on a busy"
         " machine they may be more than all"
