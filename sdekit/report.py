@@ -175,12 +175,12 @@ def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
 
 def _decimals(best: float | None) -> int:
     """Decimals that show three digits of the column's best."""
-    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(best))))
+    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(abs(best)))))
 
 
 def _number(value: float, decimals: int) -> str:
     shown = f"{value:.{decimals}f}"
-    return shown if value == 0 or float(shown) > 0 else f"<{10**-decimals:.{decimals}f}"
+    return shown if value == 0 or float(shown) != 0 else f"<{10**-decimals:.{decimals}f}"
 
 
 # -- pictures ---------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def prdc(x: Samples, y: Samples, k: int = 5) -> PRDC:
         balls += inside.sum(0)
         covered.append(inside.any(1))
         reached.append((near < of_x).any(1))
-    shares = [(balls > 0), torch.cat(reached), balls / k, torch.cat(covered)]
+    shares = [(balls > 0), torch.cat(reached), balls.double() / k, torch.cat(covered)]
     return PRDC(*[share.double().mean() for share in shares])
 
 

@@ -31,7 +31,7 @@ class Metric:
         features: True: both sets pass through the feature map first, where one is given.
         needs: what ``distance`` takes besides, by this name, and ``compare`` is given: the data's exact ``law``, or the
             data that the network was ``train``ed on, which pass through the feature map too.
-        jackknife: False where its values without a group of the samples do not tell its error.
+        jackknife: False where the jackknife's standard error is more than twice what it should be.
 
     >>> METRICS["rmse"].paired
     True
@@ -62,36 +62,28 @@ def _mode_weights(x: Tensor, _: Tensor, law: Target) -> Tensor:
     return mode_weights_error(x, law)
 
 
+_of_features = partial(Metric, features=True)
+
 METRICS: dict[str, Metric] = {
     "rmse": Metric("RMSE to the exact ODE endpoint", rmse, paired=True),
     "median_error": Metric("median error to the exact ODE endpoint", quantile_error, paired=True),
-    "q90_error": Metric(
-        "90% quantile of errors to the exact ODE endpoint", partial(quantile_error, q=0.9), paired=True
-    ),
+    "q90_error": Metric("90% quantile of errors to the exact ODE endpoint", partial(quantile_error, q=0.9), True),
     "sliced_wasserstein": Metric("sliced Wasserstein to the data", sliced_wasserstein),
     "energy": Metric("energy distance to the data", energy_distance),
-    "frechet": Metric("Fréchet distance to the data", frechet_distance, features=True),
-    "frechet_infinity": Metric(
-        "Fréchet distance to the data, for infinitely many samples", frechet_infinity, features=True
-    ),
+    "frechet": _of_features("Fréchet distance to the data", frechet_distance),
+    "frechet_infinity": _of_features("Fréchet distance, extrapolated in samples", frechet_infinity, jackknife=False),
     "wasserstein": Metric("Wasserstein-2 distance to the data", wasserstein),
-    "kernel": Metric("kernel distance to the data (KID)", kernel_distance, features=True),
-    "mmd": Metric("squared mean discrepancy to the data (Gaussian kernel)", mmd, features=True),
-    "cmmd": Metric("CMMD to the data", cmmd, features=True),
-    "1-precision": Metric(
-        "share of samples outside the data (1 − precision)", partial(_missed, share="precision", k=3), features=True
-    ),
-    "1-recall": Metric(
-        "share of data that samples do not reach (1 − recall)", partial(_missed, share="recall", k=3), features=True
-    ),
-    "1-coverage": Metric(
-        "share of data without a sample near (1 − coverage)", partial(_missed, share="coverage", k=5), features=True
-    ),
-    "density_gap": Metric("|1 − density| of samples among the data", _density_gap, features=True),
-    "classifier": Metric("accuracy of telling samples from data (½: by chance)", classifier_accuracy, features=True),
-    "vendi_gap": Metric("|log Vendi score − the data's|", vendi_gap, features=True),
-    "copied": Metric("share of samples that are copies (1 − authenticity)", _copied, features=True, needs="train"),
-    "nll_gap": Metric("|negative log-likelihood − the data's| in nats", nll_gap, needs="law"),
-    "mode_weights": Metric("share of samples in the wrong mode", _mode_weights, needs="law"),
+    "kernel": _of_features("kernel distance to the data (KID)", kernel_distance),
+    "mmd": _of_features("squared mean discrepancy (Gaussian kernel)", mmd),
+    "cmmd": _of_features("CMMD to the data", cmmd),
+    "1-precision": _of_features("samples outside the data (1 − precision)", partial(_missed, share="precision", k=3)),
+    "1-recall": _of_features("data that samples do not reach (1 − recall)", partial(_missed, share="recall", k=3)),
+    "1-coverage": _of_features("data without a sample near (1 − coverage)", partial(_missed, share="coverage", k=5)),
+    "density_gap": _of_features("|1 − density| of samples among data", _density_gap, jackknife=False),
+    "classifier": _of_features("accuracy of telling samples from data", classifier_accuracy, jackknife=False),
+    "vendi_gap": _of_features("|log Vendi score − the data's|", vendi_gap),
+    "copied": _of_features("samples that are copies (1 − authenticity)", _copied, needs="train"),
+    "nll_gap": Metric("|negative log-likelihood − the data's|, nats", nll_gap, needs="law"),
+    "mode_weights": Metric("samples in the wrong mode", _mode_weights, needs="law"),
 }
 DEFAULT = ("rmse", "median_error", "q90_error", "sliced_wasserstein", "energy", "frechet")
