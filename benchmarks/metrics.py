@@ -1,4 +1,4 @@
-"""What metrics cost on features: seconds and peak memory, each in a process of its own.
+"""What metrics cost on features: seconds, processor seconds and peak memory, each in a process of its own.
 
     python benchmarks/metrics.py                             # 50,000 × 768, some half hour on one core
     python benchmarks/metrics.py --samples 5000 frechet kernel
@@ -37,13 +37,13 @@ MEASURED: dict[str, Callable[[Tensor, Tensor], object]] = {
 def alone(name: str, samples: int, dimensions: int) -> str:
     """One metric in this process: a line of the table."""
     sets = [torch.randn(samples, dimensions, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     value = MEASURED[name](*sets)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     numbers = [float(one) for one in (value if isinstance(value, tuple) else (value,))]
-    return f"{name:20}{seconds:10.1f}{peak:10.2f}   {' '.join(f'{number:.6g}' for number in numbers)}"
+    return f"{name:20}{seconds:10.1f}{busy:10.1f}{peak:10.2f}   {' '.join(f'{number:.6g}' for number in numbers)}"
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
         print(alone(*options.names, options.samples, options.dimensions))
         return
     print(f"{options.samples} x {options.dimensions}, {torch.get_num_threads()} thread(s)")
-    print(f"{'metric':20}{'seconds':>10}{'peak GiB':>10}   value", flush=True)
+    print(f"{'metric':20}{'seconds':>10}{'CPU s':>10}{'peak GiB':>10}   value", flush=True)
     size = [f"--samples={options.samples}", f"--dimensions={options.dimensions}"]
     for name in options.names or MEASURED:
         subprocess.run([sys.executable, __file__, "--here", name, *size], check=True)
