@@ -44,4 +44,4 @@ def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: in
 
 
 def _some(x: Tensor, n: int, seed: int) -> np.ndarray:
-    return x[shuffled(len(x), seed)[:n].to(x.device)].cpu().numpy()
+    return x[shuffled(len(x), seed)[:n].to(x.device)].detach().cpu().numpy()

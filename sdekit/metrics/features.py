@@ -79,7 +79,7 @@ def vendi_score(x: Samples) -> Distance:
     """
     if not x.numel():
         raise ValueError(f"x has shape {list(x.shape)}: at least 1 sample is needed")
-    flat = x.reshape(len(x), -1).double()
+    flat, _ = rows(x, x)
     norms = flat.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
         raise ValueError("x holds a sample whose entries are all 0: it has no direction")

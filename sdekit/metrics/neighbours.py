@@ -121,13 +121,15 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
     train = rows(train, x)[0]
     x, y = rows(x, y)
     kmeans: Any = KMeans  # its stub knows n_init="auto" alone
-    partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.cpu().numpy())
-    of_x, of_y, of_train = (torch.from_numpy(partition.predict(z.cpu().numpy())).to(z.device) for z in (x, y, train))
+    partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.detach().cpu().numpy())
+    of_x, of_y, of_train = (
+        torch.from_numpy(partition.predict(z.detach().cpu().numpy())).to(z.device) for z in (x, y, train)
+    )
     total = weight = 0.0
     for cell in range(cells):
         in_x, in_y, known = x[of_x == cell], y[of_y == cell], train[of_train == cell]
-        if not len(in_y):
-            raise ValueError(f"y: no sample in cell {cell} of {cells}: give more, or fewer cells")
+        if not len(in_y) or not len(known):
+            raise ValueError(f"y, train: no sample in cell {cell} of {cells}: give more, or fewer cells")
         if len(in_x) > 20:
             total += len(in_y) * _mann_whitney(nearest(in_x, known)[0], nearest(in_y, known)[0])
             weight += len(in_y)
@@ -139,5 +141,5 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
 def _mann_whitney(first: Tensor, second: Tensor) -> float:
     """U, standardised with the correction for continuity."""
     n, m = len(first), len(second)
-    u = mannwhitneyu(first.cpu().numpy(), second.cpu().numpy(), alternative="less").statistic
+    u = mannwhitneyu(first.detach().cpu().numpy(), second.detach().cpu().numpy(), alternative="less").statistic
     return float((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))

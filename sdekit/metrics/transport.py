@@ -66,6 +66,6 @@ def wasserstein(x: Samples, y: Samples) -> Distance:
     x, y = centred(x, y)
     if len(x) * len(y) > PAIRS:
         raise ValueError(f"x, y: {len(x)} and {len(y)} samples given: at most {PAIRS} pairs, take fewer of them")
-    cost = torch.cat(list(squares(x, y))).cpu().numpy()
+    cost = torch.cat(list(squares(x, y))).detach().cpu().numpy()
     squared = emd2([], [], cost, numItermax=100_000_000)
     return x.new_tensor(squared).clamp_min(0).sqrt()
