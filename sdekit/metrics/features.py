@@ -48,7 +48,7 @@ def frechet_infinity(x: Samples, y: Samples, points: int = 15) -> Distance:
     below 0. Cost that of ``points`` Fréchet distances.
 
     Raises ValueError for shapes that differ, fewer than 20 samples in x or 2 in y, and fewer than 2 points.
-    Source: Chong & Forsyth 2020, section 4; the sizes of Stein et al. 2023.
+    Source: Chong & Forsyth 2020, with the sizes of Stein et al. 2023.
 
     >>> x = torch.linspace(-1, 1, 100)[:, None]
     >>> abs(frechet_infinity(x, x).item()) < 0.01
