@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdekit.grid import Grid, table_times
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
+    from sdekit.model_statistics import fit_dpm_v3, fit_statistics
     from sdekit.ode import decode, encode, flow
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
@@ -29,6 +30,7 @@ _NAMES = {
     "grid": ("Grid", "table_times"),
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
+    "model_statistics": ("fit_dpm_v3", "fit_statistics"),
     "ode": ("decode", "encode", "flow"),
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
@@ -44,8 +46,9 @@ _MODULES = (
 __all__ = [
     "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
     "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
-    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_gits", "flow", "log_prob", "march", "metrics",
-    "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow",
+    "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 from sdekit.names import Between, OneOf
@@ -20,8 +21,8 @@ _FITS = ("fit_dpm_v3", "fit_statistics")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FITS:  # they sample and differentiate the model, far above this package
-        return getattr(importlib.import_module("sdekit.model_statistics"), name)
+    if name in _FITS:  # they sample and differentiate the model, far above this package: the root knows their home
+        return getattr(sys.modules["sdekit"], name)
     raise AttributeError(f"module 'sdekit.solvers' has no attribute {name!r}")
 
 
