@@ -99,13 +99,10 @@ def march(
 def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
-    for b, F in zip(row.history, history):  # noqa: N806
-        x = x + b * F if isinstance(b, Tensor) else x.add_(F, alpha=b)
-    if row.shift is not None:
-        x = x + row.shift
-    for c in row.noise:
-        x = x + c.coefficient * draw(c.start, c.end)
-    return x
+    terms = [*zip(row.history, history), *((c.coefficient, draw(c.start, c.end)) for c in row.noise)]
+    for factor, term in terms:
+        x = x + factor * term if isinstance(factor, Tensor) else x.add_(term, alpha=factor)
+    return x if row.shift is None else x + row.shift
 
 
 @in_evaluation_mode
@@ -184,6 +181,8 @@ def sample(
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
+    if keep == "last" and callback is None and corrector is None:  # nobody looks at the states between
+        plan = plan.fused
     plan = plan.to(where, dtype, event)
     before, batches = model.nfe, range(0, n, size)
     kept: list[list[Tensor]] = []
