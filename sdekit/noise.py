@@ -104,7 +104,7 @@ def _counters(stream: int, samples: Tensor, event: Sequence[int]) -> Tensor:
     return torch.add(rows[:, None], pairs, alpha=_signed(_GOLDEN))
 
 
-_CACHED, _AT_ONCE = 2**15, 2**21
+_CACHED, _AT_ONCE = 2**16, 2**21
 
 
 def _most(device: torch.device) -> int:
@@ -115,7 +115,7 @@ def _most(device: torch.device) -> int:
 def _blocks(counters: Tensor, times: int) -> Iterator[tuple[slice, slice]]:
     """Parts of [batch, pairs] to hash at once, each counter ``times`` times."""
     (batch, pairs), most = counters.shape, max(1, _most(counters.device) // times)
-    down, across = max(1, most // max(1, pairs)), max(1, min(most, pairs))
+    down, across = max(1, most // max(1, pairs)), max(1, math.ceil(pairs / max(1, math.ceil(pairs / most))))
     for row in range(0, batch, down):
         for column in range(0, pairs, across):
             yield slice(row, row + down), slice(column, column + across)
