@@ -7,48 +7,66 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdekit import data, divergence, elementwise, metrics, nn, ode, report, solvers, targets, training
-    from sdekit.adaptive import AdaptiveSolution, sample_adaptive
+    from sdekit import (
+        data,
+        divergence,
+        elementwise,
+        guidance,
+        interop,
+        metrics,
+        nn,
+        ode,
+        report,
+        solvers,
+        targets,
+        training,
+    )
+    from sdekit.adaptive import Adaptive, AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
     from sdekit.correction import Langevin
     from sdekit.data import Quantization
     from sdekit.fitting import fit_ays, fit_gits
     from sdekit.grid import Grid, table_times
+    from sdekit.latents import Latent, latent
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
     from sdekit.model_statistics import fit_dpm_v3, fit_statistics
     from sdekit.ode import decode, encode, flow
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
+    from sdekit.thresholding import Thresholded
 
 _NAMES = {
-    "adaptive": ("AdaptiveSolution", "sample_adaptive"),
+    "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
     "comparison": ("Comparison", "compare"),
     "correction": ("Langevin",),
     "data": ("Quantization",),
     "fitting": ("fit_ays", "fit_gits"),
     "grid": ("Grid", "table_times"),
+    "latents": ("Latent", "latent"),
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
     "model_statistics": ("fit_dpm_v3", "fit_statistics"),
     "ode": ("decode", "encode", "flow"),
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
+    "thresholding": ("Thresholded",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
-    "adaptive", "checkpoint", "cli", "comparison", "correction", "data", "divergence", "elementwise", "files",
-    "fitting", "grid", "identity", "jackknife", "likelihood", "metrics", "misfit", "model", "model_statistics",
-    "names", "nn", "noise", "ode", "prediction", "process", "ranking", "report", "results", "sampling", "solvers",
-    "targets", "testing", "training",
+    "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
+    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
+    "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode",
+    "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers", "subjects", "targets",
+    "testing", "thresholding", "training",
 )  # fmt: skip
 
 __all__ = [
-    "EDM", "VE", "VP", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid", "Langevin",
-    "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP", "compare", "data", "decode",
-    "divergence", "elbo", "elementwise", "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow",
-    "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times",
-    "targets", "training",
+    "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
+    "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
+    "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
+    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "log_prob", "march",
+    "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 

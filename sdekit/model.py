@@ -201,7 +201,13 @@ class ScoreModel:
             return (told.to(dtype) if told.is_floating_point() else told.long()).expand(x.shape[0])
         return x.new_full((x.shape[0],), told, dtype=torch.int64 if isinstance(told, Integral) else dtype)
 
-    def _check(self, output: Tensor, x: Tensor, t: float | Tensor) -> None:
+    def _check(self, output: Any, x: Tensor, t: float | Tensor) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the network returned a {type(output).__name__}, not a tensor: of a network of diffusers"
+                " sk.interop.diffusers.wrap(network, scheduler) makes a model, told the time as it was trained; give"
+                " others inside a function of (x, t) that returns a tensor"
+            )
         if output.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {list(output.shape)} for x of shape {list(x.shape)}: they must be equal"
@@ -242,7 +248,7 @@ def _held(thing: Any) -> Iterator[Any]:
         yield from (thing.__self__, thing.__func__)
     elif inspect.isfunction(thing):
         known = inspect.getclosurevars(thing)
-        yield from known.nonlocals.values()
+        yield from (*known.nonlocals.values(), *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values())
         # of other modules' functions there is no end
         near = (value for value in known.globals.values() if not inspect.isfunction(value) or _same_file(value, thing))
         yield from near

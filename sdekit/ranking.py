@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from sdekit.comparison import Comparison
+from sdekit.comparison import ADAPTIVE, Comparison
 from sdekit.jackknife import SIGNIFICANT, difference_error
 from sdekit.metrics import METRICS
 from sdekit.results import Cell
 
 BEST, TIED = "*", "="
+_COSTS = ("evaluations", "seconds", "network_seconds")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def matrix(result: Comparison, metric: str) -> Matrix:
     >>> [row[0].solver for row in table.rows], table.nfe, table.best
     (['heun', 'ddim'], (5, 10), (2.0, 0.2))
     """
-    cells = [cell for cell in result.cells if not (METRICS[metric].paired and cell.stochastic)]
+    cells = [cell for cell in over_seeds(columned(result.cells)) if not (METRICS[metric].paired and cell.stochastic)]
     nfe = tuple(sorted({cell.nfe for cell in cells}))
     groups: dict[tuple[str, str], dict[int, Cell]] = {}
     for cell in cells:
@@ -60,6 +62,47 @@ def matrix(result: Comparison, metric: str) -> Matrix:
     return Matrix(
         metric, nfe, tuple(rows[i] for i in order), tuple(values[i] for i in order), tuple(found[i] for i in order)
     )
+
+
+def columned(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose NFE was asked for: the others stand in no column."""
+    return [cell for cell in cells if cell.grid != ADAPTIVE]
+
+
+def over_seeds(cells: Sequence[Cell]) -> list[Cell]:
+    """For each solver, grid and NFE one cell, with the means over seeds of all that was measured.
+
+    Its jackknife is the mean of theirs, group by group: the data's groups are the same for each seed, so that their
+    part of the error does not fall with more seeds, and the samples' groups are independent, so that theirs does. A
+    seed that has no metrics leaves none, with its note: a mean over the seeds that went well would say too much.
+
+    >>> cells = [Cell("toy", "VP()", "ddim", "logsnr", 5, 8, seed, metrics={"energy": v}, key=str(seed))
+    ...          for seed, v in enumerate([1.0, 3.0])]
+    >>> [(cell.metrics, cell.key) for cell in over_seeds(cells)]
+    [({'energy': 2.0}, '0')]
+    """
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in cells:
+        asked = 0 if cell.grid == ADAPTIVE else cell.nfe
+        groups.setdefault((cell.solver, cell.grid, asked), []).append(cell)
+    return [_mean(group) for group in groups.values()]
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    first = next((cell for cell in cells if cell.note), cells[0])
+    if len(cells) == 1 or first.note:
+        return first
+    metrics = {name: fmean(cell.metrics[name] for cell in cells) for name in first.metrics}
+    rest = {
+        name: [fmean(values) for values in zip(*(cell.jackknife[name] for cell in cells))]
+        for name in first.jackknife
+        if all(len(cell.jackknife.get(name, ())) == len(first.jackknife[name]) for cell in cells)
+    }
+    costs = {
+        name: fmean(getattr(cell, name) for cell in cells) for name in ("evaluations", "seconds", "network_seconds")
+    }
+    taken = round(costs["evaluations"]) if first.grid == ADAPTIVE else first.nfe
+    return replace(first, metrics=metrics, jackknife=rest, nfe=taken, **costs)
 
 
 def _badness(values: Sequence[Sequence[float | None]]) -> list[float]:

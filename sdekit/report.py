@@ -19,10 +19,10 @@ from rich.text import Text
 from torch import Tensor
 
 from sdekit import solvers
-from sdekit.comparison import Cell, Comparison
+from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
 from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
-from sdekit.ranking import BEST, TIED, Matrix, matrix
+from sdekit.ranking import BEST, TIED, Matrix, columned, matrix, over_seeds
 
 # Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
 # each solver is told apart twice
@@ -50,8 +50,24 @@ def tables(result: Comparison) -> Group:
         if any(best is not None for best in table.best):
             parts += [Text(), Text(_title(result, metric), style="bold"), _table(result, table)]
             used.update(mark for row in table.marks for mark in row)
+    parts += _adaptive(result)
     legend = [line for mark, line in _LEGEND.items() if mark in used]
     return Group(*parts, *[Text(line) for line in [""] * bool(legend) + legend + _missing(result.cells)])
+
+
+def _adaptive(result: Comparison) -> list[Text | Table]:
+    """Methods that choose their own steps: what each took, and every metric."""
+    cells = [cell for cell in over_seeds(result.cells) if cell.grid == ADAPTIVE]
+    names = [name for name in METRICS if any(name in cell.metrics for cell in cells)]
+    if not names:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("solver", "NFE (mean)", *names):
+        table.add_column(column, justify="left" if column == "solver" else "right", no_wrap=True)
+    for cell in cells:
+        values = [f"{cell.metrics[name]:.3g}" if name in cell.metrics else "" for name in names]
+        table.add_row(cell.solver + " ~" * cell.stochastic, f"{cell.evaluations:.1f}", *values)
+    return [Text(), Text("Adaptive steps: each sample takes what its tolerance asks for", style="bold"), table]
 
 
 def _missing(cells: Sequence[Cell]) -> list[str]:
@@ -103,11 +119,13 @@ def _width(result: Comparison) -> int:
 
 def _heading(result: Comparison) -> str:
     cell = result.cells[0]
-    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    grids = list(dict.fromkeys(cell.grid for cell in columned(result.cells) or result.cells))
     names = ["each solver's own grid" if name == "auto" else f"grid {name}" for name in grids]
     grid = names[0] if len(names) == 1 else f"{len(names)} grids"
+    seeds = list(dict.fromkeys(cell.seed for cell in result.cells))
+    seed = f"seed {seeds[0]}" if len(seeds) == 1 else f"means over seeds {', '.join(map(str, seeds))}"
     return (
-        f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, seed {cell.seed}, {grid};"
+        f"{cell.target}, {cell.process}\n{cell.samples} samples a cell, {seed}, {grid};"
         " smaller is better, ~ draws noise"
     )
 
@@ -122,7 +140,7 @@ def _title(result: Comparison, metric: str) -> str:
 
 def _table(result: Comparison, values: Matrix) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    several = len({cell.grid for cell in result.cells}) > 1
+    several = len({row[0].grid for row in values.rows}) > 1
     for name in ["solver", "grid"][: 1 + several]:
         table.add_column(name, no_wrap=True)
     floor = None if METRICS[values.metric].paired else result.floor.get(values.metric)
@@ -174,10 +192,11 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     Both axes are logarithmic, the floor is a dotted line, solvers that draw noise are dashed. Lines that
     leave a panel at the top are far worse than the rest: the table has their values. None where nothing was measured.
     """
-    shown = [metric for metric in METRICS if any(metric in cell.metrics for cell in result.cells)]
+    cells = over_seeds(result.cells)
+    shown = [metric for metric in METRICS if any(metric in cell.metrics for cell in cells)]
     if not shown:
         return None
-    grids = list(dict.fromkeys(cell.grid for cell in result.cells))
+    grids = _grids(cells)
     panels = [(metric, grid) for metric in shown for grid in grids]
     columns = len(grids) if len(grids) > 1 else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -189,7 +208,7 @@ def picture(result: Comparison, path: str | Path) -> Path | None:
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     lines = {line.get_label(): line for panel in axes for line in panel.get_lines()}
-    order = [_solver_label(cell) for cell in result.cells] + ["floor (± its spread)"]
+    order = [_solver_label(cell) for cell in cells] + ["floor (± its spread)"]
     handles = [lines[label] for label in dict.fromkeys(order) if label in lines]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(_heading(result).splitlines()[0], fontsize=10, x=0.01, ha="left")
@@ -201,10 +220,16 @@ def _solver_label(cell: Cell) -> str:
     return cell.solver + " (draws noise)" * cell.stochastic
 
 
+def _grids(cells: Sequence[Cell]) -> list[str]:
+    """The grids that were chosen; what has no choice of one is drawn beside each."""
+    chosen = list(dict.fromkeys(cell.grid for cell in cells if cell.grid not in (ADAPTIVE, OWN)))
+    return chosen or [cells[0].grid]
+
+
 def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
-    solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
-    for i, solver in enumerate(solvers):
-        cells = [c for c in result.cells if (c.solver, c.grid) == (solver, grid) and metric in c.metrics]
+    every = over_seeds(result.cells)
+    for i, solver in enumerate(dict.fromkeys(cell.solver for cell in every)):
+        cells = [c for c in every if c.solver == solver and c.grid in (grid, ADAPTIVE, OWN) and metric in c.metrics]
         points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
         if points:
             panel.plot(
@@ -213,15 +238,16 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
                 linestyle="--" if cells[0].stochastic else "-",
             )  # fmt: skip
     # of all grids: their panels share an axis
-    seen = [cell.metrics[metric] for cell in result.cells if metric in cell.metrics]
-    _axes(panel, seen, sorted({cell.nfe for cell in result.cells}))
+    seen = [cell.metrics[metric] for cell in every if metric in cell.metrics]
+    _axes(panel, seen, sorted({cell.nfe for cell in columned(every) or every}))
     _floor(panel, result.floor.get(metric, 0.0), result.spread.get(metric, 0.0))
 
 
 def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlim(nfe[0] / 1.1, nfe[-1] * 1.1)
+    low, high = panel.dataLim.intervalx if panel.has_data() else (nfe[0], nfe[-1])
+    panel.set_xlim(min(low, nfe[0]) / 1.1, max(high, nfe[-1]) * 1.1)
     panel.xaxis.set_major_locator(FixedLocator(nfe))
     panel.xaxis.set_major_formatter(FixedFormatter([str(n) for n in nfe]))
     panel.xaxis.set_minor_locator(NullLocator())
@@ -250,15 +276,16 @@ def _floor(panel: Axes, value: float, spread: float) -> None:
 def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
     """Draw samples: a row for each solver, a column for each NFE, real data on top.
 
-    The same place in each cell is the same start. Images [c, h, w] with 1 or 3 channels in [−1, 1] are shown as
-    they are, anything else as a scatter of its first two elements. None where there are no samples.
+    The same place in each cell is the same start, of the first seed. Images [c, h, w] with 1 or 3 channels in
+    [−1, 1] are shown as they are, anything else as a scatter of its first two elements. None without samples.
     """
-    if not result.samples:
+    cells = over_seeds(columned(result.cells))
+    if not result.samples or not cells:
         return None
-    nfe = sorted({cell.nfe for cell in result.cells})
+    nfe = sorted({cell.nfe for cell in cells})
     groups: dict[str, dict[int, Cell]] = {}
-    for cell in result.cells:
-        several = len({cell.grid for cell in result.cells}) > 1
+    several = len({cell.grid for cell in cells}) > 1
+    for cell in cells:
         groups.setdefault(cell.solver + f"\n{cell.grid}" * several, {})[cell.nfe] = cell
     draw, wide, high = (_scatter, 1.5, 1.5)
     if _is_image(result.real):
@@ -269,8 +296,8 @@ def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
     for column, n in enumerate(nfe):
         draw(axes[0][column], result.real.roll(-column * _IMAGES, 0), result.real)
         axes[1][column].set_title(f"NFE {n}", fontsize=10)
-        for row, cells in enumerate(groups.values(), start=1):
-            x = result.samples.get(cells[n].key) if n in cells else None
+        for row, group in enumerate(groups.values(), start=1):
+            x = result.samples.get(group[n].key) if n in group else None
             if x is None:
                 axes[row][column].text(0.5, 0.5, "n/a", ha="center", va="center", fontsize=9, color="0.4")
             else:

@@ -55,6 +55,7 @@ class Solution:
         trajectory: states at those times [len(t), n, *event] with ``keep="all"``, otherwise None.
         seed: the seed that repeats the run.
         sigma: σ of the noise that x still carries: 0 where it was denoised, which under ``VE`` t = 0 does not say.
+        space: ``"latents"`` where the model is one of latents (``latent``), whose decoder makes data of x.
     """
 
     x: Float[Tensor, "n *event"]
@@ -63,6 +64,14 @@ class Solution:
     trajectory: Float[Tensor, "times n *event"] | None
     seed: int
     sigma: float
+    space: str = "data"
+
+
+def space_of(model: object) -> str:
+    """What the states of a model are, or of the model that it wraps: ``"data"``, or ``"latents"`` of a ``Latent``."""
+    while model is not None and not hasattr(model, "space"):
+        model = getattr(model, "model", None)
+    return getattr(model, "space", "data")
 
 
 def march(
@@ -89,14 +98,14 @@ def march(
         if row.evaluate:
             F = model.predict(plan.predicts, x, here.t, **conditions)  # noqa: N806
             history.appendleft(F if row.linear is None else F - row.linear * x)
-        x, here = _combine(row, anchor, history, draw), row.to
+        x, here = combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
             anchor, before = x, here
             yield here, x
 
 
-def _combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     terms = [*zip(row.history, history), *((c.coefficient, draw(c.start, c.end)) for c in row.noise)]
@@ -124,6 +133,7 @@ def sample(
     callback: Callback | None = None,
     progress: bool = False,
     batch_size: int | None = None,
+    first: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     **conditions: Any,
@@ -154,6 +164,7 @@ def sample(
         callback: called as ``callback(step, t, x)`` after each step of each batch.
         progress: show a progress bar on stderr.
         batch_size: samples run at once (default: all).
+        first: the number of the first sample: several calls, in any processes, make one set (``distributed``).
         dtype: of the state; ignored where ``start`` gives one.
         device: of the state; by default the model's.
         conditions: passed to the network; a tensor, numpy array or list whose first dimension is n is split with the
@@ -175,6 +186,7 @@ def sample(
     n, *event = check_shape(shape, start)
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
+    check_count("first", first, 0, "it is the number of the first sample")
     check_conditions(model, conditions, sample)
     conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed
@@ -185,13 +197,13 @@ def sample(
         plan = plan.fused
     plan = plan.to(where, dtype, event)
     before, batches = model.nfe, range(0, n, size)
-    kept: list[list[Tensor]] = []
+    kept: Tensor | None = None
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
-        for first in batches:
-            samples = torch.arange(first, min(first + size, n), device=where)
+        for place in batches:
+            samples = first + torch.arange(place, min(place + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
-            x = _start(plan, seed, samples, event, dtype) if start is None else start[first : first + size].to(where)
-            parts = conditions_of(conditions, n, first, size)
+            x = _start(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
+            parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
             for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):
@@ -199,8 +211,9 @@ def sample(
                 if callback is not None:
                     callback(step, knot.t, x)
                 advance()
-            kept.append(states)
-    solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed)
+            kept = _place(kept, states, place, n)
+    assert kept is not None
+    solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed, space_of(model))
     if start is None:
         warn_of_start(model.process, solution.x)
     return solution
@@ -224,13 +237,23 @@ def _score(model: Model, conditions: Mapping[str, Any]) -> Callable[[Tensor, flo
     return lambda x, t: model.predict("score", x, t, **conditions)
 
 
-def _solution(plan: Plan, batches: list[list[Tensor]], keep: str, nfe: int, seed: int) -> Solution:
-    joined = [torch.cat(states) for states in zip(*batches)]
+def _place(kept: Tensor | None, states: list[Tensor], place: int, n: int) -> Tensor:
+    """A batch's states in their rows of what is kept [states, n, *event]: joined in the end, they were held twice."""
+    if len(states[0]) == n:
+        return torch.stack(states) if len(states) > 1 else states[0][None]
+    if kept is None:
+        kept = states[0].new_empty(len(states), n, *states[0].shape[1:])
+    for all_of_them, x in zip(kept, states):
+        all_of_them[place : place + len(x)] = x
+    return kept
+
+
+def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int, space: str) -> Solution:
     knots = (plan.start, *(row.to for row in plan.rows if row.commit))
     times, sigma = tuple(knot.t for knot in knots), knots[-1].sigma
     if keep == "all":
-        return Solution(joined[-1], nfe, times, torch.stack(joined), seed, sigma)
-    return Solution(joined[-1], nfe, times[-1:], None, seed, sigma)
+        return Solution(kept[-1].clone(), nfe, times, kept, seed, sigma, space)
+    return Solution(kept[0], nfe, times[-1:], None, seed, sigma, space)
 
 
 def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -100,11 +100,12 @@ def test_redrawn_noise_is_biased_where_steps_are_rejected():
 def test_the_sde_method_converges_to_the_solution_on_its_brownian_path():
     target = GaussianMixture(torch.tensor([[-0.8], [0.2], [0.7]], dtype=EXACT), 0.5, torch.tensor([0.3, 0.5, 0.2]))
     common = {"seed": 3, "noise": "brownian", "final": "none", "dtype": EXACT}
-    truth = sk.sample(target.model(VP), (32, 1), solver="dpmpp-2m-sde", steps=600, **common).x
+    truth = sk.sample(target.model(VP), (512, 1), solver="dpmpp-2m-sde", steps=600, **common).x
     errors = []
     for tol in (0.1, 0.02, 0.004):
-        out = sample_adaptive(target.model(VP), (32, 1), method="sde", rtol=tol, atol=tol, **common)
-        errors.append((out.x - truth).square().mean().sqrt().item())
+        out = sample_adaptive(target.model(VP), (512, 1), method="sde", rtol=tol, atol=tol, **common)
+        # a mean square is led by the few whose steps were rejected by a hair: another processor's rounding moves it
+        errors.append((out.x - truth).abs().median().item())
     # the noise is additive: strong order 1, and E ~ h^1.5, so that the error goes like tolerance^(2/3)
     slope = math.log(errors[0] / errors[-1]) / math.log(25)
     assert 0.45 < slope < 0.9

@@ -51,11 +51,11 @@ def test_ctrl_c_prints_what_is_finished_and_exits_130(tmp_path: Path, monkeypatc
     draw = sk.sample
 
     def sample(model, shape, **options):
-        if (options["solver"], options["nfe"]) == ("ddim", 5):
+        if (options["solver"].name, options["nfe"]) == ("ddim", 5):
             raise KeyboardInterrupt
         return draw(model, shape, **options)
 
-    monkeypatch.setattr(import_module("sdekit.comparison"), "sample", sample)
+    monkeypatch.setattr(import_module("sdekit.comparison.contenders"), "sample", sample)
     done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
     assert done.exit_code == 130
     assert re.search(r"^heun +\d", done.stdout, re.MULTILINE)

@@ -46,6 +46,7 @@ class Callables:
 WRAPPERS = {
     "module": lambda net: sk.ScoreModel(net, sk.VP()),
     "function": lambda net: sk.ScoreModel(lambda x, t: net(x, t), sk.VP()),
+    "default": lambda net: sk.ScoreModel(lambda x, t, net=net: net(x, t), sk.VP()),
     "partial": lambda net: sk.ScoreModel(functools.partial(lambda net, x, t: net(x, t), net), sk.VP()),
     "method": lambda net: sk.ScoreModel(net.forward, sk.VP()),
     "object": lambda net: sk.ScoreModel(Callables(net), sk.VP()),

@@ -23,7 +23,7 @@ from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
 from sdekit.noise import REACH, normal
 from sdekit.process import Process
-from sdekit.sampling import Model, as_rows, batched, check_conditions, check_shape, progress_bar
+from sdekit.sampling import Model, as_rows, batched, check_conditions, check_shape, progress_bar, space_of
 from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
 
@@ -40,6 +40,7 @@ class AdaptiveSolution:
         seed: the seed that repeats the run.
         t: the time of x, as a tuple of one; 0 where it was denoised.
         sigma: σ of the noise that x still carries; 0 where it was denoised.
+        space: ``"latents"`` where the model is one of latents (``latent``).
     """
 
     x: Float[Tensor, "n *event"]
@@ -49,6 +50,7 @@ class AdaptiveSolution:
     seed: int
     t: tuple[float, ...]
     sigma: float
+    space: str = "data"
 
 
 @in_evaluation_mode
@@ -139,7 +141,7 @@ def sample_adaptive(
     t, sigma = (process.t_min, process.sigma(process.t_min)) if last == "none" else (0.0, 0.0)
     if start is None:
         warn_of_start(process, x)
-    return AdaptiveSolution(x, run.nfe(accepted, rejected), accepted, rejected, seed, (t,), sigma)
+    return AdaptiveSolution(x, run.nfe(accepted, rejected), accepted, rejected, seed, (t,), sigma, space_of(model))
 
 
 def _final(final: str, name: str, method: Method) -> str:

@@ -13,8 +13,8 @@ an open file, a lock) or draws from one (a random generator) has no digest: ``id
 a few fixed points.
 """
 
-from sdekit.identity.behaviour import Behaviour, alike, behaviour
+from sdekit.identity.behaviour import STATES, Behaviour, alike, behaviour, uncounted
 from sdekit.identity.parts import UnidentifiedError
 from sdekit.identity.walk import identify
 
-__all__ = ["Behaviour", "UnidentifiedError", "alike", "behaviour", "identify"]
+__all__ = ["STATES", "Behaviour", "UnidentifiedError", "alike", "behaviour", "identify", "uncounted"]

@@ -21,18 +21,20 @@ from sdekit.sampling import Model
 
 Behaviour = tuple[float | None, ...]
 
-_TIMES, _STATES, _PROBES = 3, 2, 2
-_AT_A_TIME = _STATES * _PROBES
+STATES = 2
+_TIMES, _PROBES = 3, 2
+_AT_A_TIME = STATES * _PROBES
 TOLERANCE = 1e-3  # of the largest number at that time: rounding on another device, TF32's too, moves them less
 
 
 @torch.no_grad()
-def behaviour(model: Model, event: Sequence[int]) -> Behaviour:
+def behaviour(model: Model, event: Sequence[int], **conditions: Any) -> Behaviour:
     r"""⟨r, F(x, t)⟩/√d for two x at each of three times and two r, all of them fixed; d is the size of an event.
 
     F is what the first network in the model predicts, ε where there is none: any other prediction hides F in x, or
     magnifies its rounding, at some times. The times part the range of λ in quarters, x ~ N(0, α² + σ²) and r ~ N(0, 1).
-    None stands for NaN and infinity. The model's ``nfe`` stays as it was. Raises what the model raises.
+    None stands for NaN and infinity. Conditions with a row a sample have one for each of the two x (``STATES``). The
+    model's ``nfe`` stays as it was. Raises what the model raises.
 
     >>> from sdekit import VP
     >>> model = ScoreModel(lambda x, t: 0.5 * x, VP())
@@ -41,11 +43,11 @@ def behaviour(model: Model, event: Sequence[int]) -> Behaviour:
     """
     things = _reachable(model)
     kind = next((thing.predicts for thing in things if isinstance(thing, ScoreModel)), "eps")
-    found, samples = list[float](), torch.arange(_STATES, device=model.device)
-    with _uncounted(things):
+    found, samples = list[float](), torch.arange(STATES, device=model.device)
+    with _leaving_counters(things):
         for k, knot in enumerate(Grid.make(model.process, "logsnr", _TIMES + 1).knots[1:-1]):
             x = normal(0, k, samples, event) * math.hypot(knot.alpha, knot.sigma)
-            output = model.predict(kind, x, knot.t).to(torch.float64)
+            output = model.predict(kind, x, knot.t, **conditions).to(torch.float64)
             probes = normal(1, k, torch.arange(_PROBES, device=x.device), event, torch.float64)
             found += (output.flatten(1) @ probes.flatten(1).T / math.sqrt(math.prod(event))).flatten().tolist()
     return tuple(value if math.isfinite(value) else None for value in found)
@@ -69,7 +71,22 @@ def alike(one: Behaviour, other: Behaviour) -> bool:
 
 
 @contextmanager
-def _uncounted(things: list[Any]) -> Generator[None, None, None]:
+def uncounted(model: Model) -> Generator[None]:
+    """Calls of the model that count nowhere.
+
+    >>> from sdekit import VP
+    >>> model = ScoreModel(lambda x, t: x, VP())
+    >>> with uncounted(model):
+    ...     _ = model.eps(torch.zeros(1, 2), 0.5)
+    >>> model.nfe
+    0
+    """
+    with _leaving_counters(_reachable(model)):
+        yield
+
+
+@contextmanager
+def _leaving_counters(things: list[Any]) -> Generator[None]:
     """Leaves the counters of the models among the things as they were."""
     counters = [(thing, thing.nfe) for thing in things if _counts(thing)]
     try:

@@ -26,7 +26,7 @@ from sdekit.likelihood.errors import Spread, StdErr, fewest, spread_of
 from sdekit.misfit import prior_error
 from sdekit.names import lookup, unknown
 from sdekit.ode import Evaluate, States, integrate, rows_of, state_of
-from sdekit.sampling import Model, as_rows
+from sdekit.sampling import Model, as_rows, space_of
 from sdekit.solvers.registry import check_count
 
 PerSample = Float[Tensor, "batch"]
@@ -42,6 +42,8 @@ class LogLikelihood:
         nfe: network evaluations that each sample took [batch].
         latent: the states at t_max [batch, *event] (of the last draw).
         blur: σ/α at the time where the ODE starts: what ``nats`` is the density of is blurred by this much.
+        space: ``"latents"`` where the model is one of latents (``latent``): ``nats`` is then their density, and says
+            nothing about what they decode to.
     """
 
     nats: PerSample
@@ -49,6 +51,7 @@ class LogLikelihood:
     nfe: Int[Tensor, "batch"]
     latent: Float[Tensor, "batch *event"] = field(repr=False)
     blur: float
+    space: str = "data"
 
     @property
     def bits_per_dim(self) -> PerSample:
@@ -133,7 +136,7 @@ class _Solve:
         missed = prior_error(process, x, t, path.x) if self.prior is None else zero
         defect = torch.full_like(nats, math.nan) if path.defect is None else path.defect
         blur = math.exp(-process.half_log_snr(t))
-        return LogLikelihood(nats, StdErr(spread, defect, none, missed), path.nfe, path.x, blur)
+        return LogLikelihood(nats, StdErr(spread, defect, none, missed), path.nfe, path.x, blur, space_of(self.model))
 
     @property
     def _kind(self) -> str:
@@ -228,6 +231,10 @@ def log_prob(
     >>> torch.allclose(found.nats, target.log_prob(x, 1e-3, VP()), atol=1e-4)
     True
     """
+    if quantization is not None and space_of(model) != "data":
+        raise ValueError(
+            "quantization: the levels are of data, and this model is one of latents, whose density has none"
+        )
     x, start = state_of(model, x, t)
     divergence, probes = _choose(divergence, probes, x[0].numel(), distribution)
     check_count("probes", probes, 1, "a trace is estimated from at least one probe")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdekit.adaptive import AdaptiveSolution
 from sdekit.data import as_tensor
 from sdekit.grid import GridSpec
-from sdekit.model import in_evaluation_mode
+from sdekit.model import in_evaluation_mode, networks
 from sdekit.names import lookup, unknown
 from sdekit.ode.field import VARIABLES, Evaluate, Field, network
 from sdekit.ode.plans import run_plan
@@ -189,8 +189,8 @@ def _refuse(wrong: bool, method: str, why: str) -> None:
 
 
 def _parameters(model: Model) -> tuple[nn.Parameter, ...]:
-    net = getattr(model, "net", model)
-    return tuple(net.parameters()) if isinstance(net, nn.Module) else ()
+    """Those of every network that the model holds, each once."""
+    return tuple(dict.fromkeys(parameter for net in networks(model) for parameter in net.parameters()))
 
 
 def _check(

@@ -1,0 +1,145 @@
+"""What wrapping costs: each wrapper of ``sdekit.interop`` against a bare call of what it wraps, in one run.
+
+    python benchmarks/wrappers.py
+    python benchmarks/wrappers.py --repeats 100
+
+The networks are trivial, on a state of 16×3×8×8 and one thread, so that what is left is host cost. The bare call is
+what the library itself would call, with times [batch] made for it, as every caller has to. Each figure is the least CPU
+time of the repeats, taken in turn with the others. The last rows are whole runs by k-diffusion's contract, per
+evaluation. Libraries that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from peers import _k_diffusion as k_diffusion_sampling
+from torch import Tensor, nn
+
+import sdekit as sk
+from sdekit.interop import azula, edm, flow_matching, k_diffusion, sbi, score_sde, torchcfm
+
+SHAPE, CALLS = (16, 3, 8, 8), 100
+K_DIFFUSION = find_spec("k_diffusion") is not None
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+class Trivial(nn.Module):
+    def __init__(self, predict: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.scale, self.predict = nn.Parameter(torch.tensor(0.1)), predict
+
+    def forward(self, *args: Any, **conditions: Any) -> Tensor:
+        return self.predict(self.scale, *args, **conditions)
+
+
+def first(scale: Tensor, x: Tensor, t: Tensor, *_: object, **__: object) -> Tensor:
+    return x * scale
+
+
+def second(scale: Tensor, t: Tensor, x: Tensor, **_: object) -> Tensor:
+    return x * scale
+
+
+def pair(model: sk.ScoreModel, call: Callable[[Tensor, Tensor], object], t: float = 0.5) -> Pair:
+    x = torch.randn(SHAPE)
+    return lambda: call(x, x.new_full(SHAPE[:1], t)), partial(model.predict, model.predicts, x, t)
+
+
+def pairs() -> dict[str, Pair]:
+    net = Trivial(first).requires_grad_(False)
+    swapped = Trivial(second).requires_grad_(False)
+    labelled = Trivial(first).requires_grad_(False)
+    labelled.label_dim = 10
+    rows = torch.zeros(SHAPE[0], 10)
+    model = edm.wrap(labelled)
+    x = torch.randn(SHAPE)
+    found = {
+        "ScoreModel itself": pair(sk.ScoreModel(net, sk.EDM(), "x0"), net),
+        "edm": pair(edm.wrap(net), net),
+        "edm with labels": (
+            lambda: labelled(x, x.new_full(SHAPE[:1], 0.5), rows),
+            partial(model.predict, "x0", x, 0.5, class_labels=rows),
+        ),
+        "score_sde VP": pair(score_sde.wrap(net, sk.VP()), net),
+        "score_sde VE": pair(score_sde.wrap(net, sk.VE()), net),
+        "flow_matching": pair(flow_matching.wrap(net), lambda x, t: net(x=x, t=t)),
+        "torchcfm": pair(torchcfm.wrap(swapped), lambda x, t: swapped(t, x)),
+    }
+    if K_DIFFUSION:
+        k_diffusion_sampling()
+        from k_diffusion import external
+
+        kept = (1 - torch.tensor(sk.DiscreteVP().betas)).cumprod(0)
+        denoiser = external.DiscreteEpsDDPMDenoiser(net, kept, quantize=False)
+        found["k_diffusion DiscreteEps"] = pair(k_diffusion.wrap(denoiser), denoiser)
+    if find_spec("azula"):
+        from azula.denoise import KarrasDenoiser
+        from azula.noise import VPSchedule
+
+        posterior = KarrasDenoiser(net, VPSchedule())
+        found["azula Karras"] = pair(azula.wrap(posterior), lambda x, t: posterior(x, t).mean)
+    try:
+        from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
+    except ImportError:
+        return found
+    one = torch.zeros(1, 3)
+    own = VPScoreEstimator(Trivial(lambda scale, theta, x, t: theta * scale), torch.Size(SHAPE[1:]), torch.Size([3]))
+    own.requires_grad_(False)
+    found["sbi VP"] = pair(sbi.wrap(own, one), lambda x, t: own.score(x, one, t))
+    return found
+
+
+def runs() -> dict[str, Callable[[], object]]:
+    """Whole runs of 50 σ by k-diffusion's contract."""
+    net = Trivial(first).requires_grad_(False)
+    x = torch.randn(SHAPE)
+    sigmas = torch.cat([torch.linspace(4, -4, 50).exp(), torch.zeros(1)])
+    model = lambda x, sigma: net(x, sigma)  # noqa: E731
+    found = {"door ddim": partial(k_diffusion.sampler("ddim"), model, x, sigmas, disable=True)}
+    found["door dpmpp-2m"] = partial(k_diffusion.sampler("dpmpp-2m"), model, x, sigmas, disable=True)
+    if K_DIFFUSION:
+        sampling = k_diffusion_sampling()
+        found["k-diffusion Euler"] = partial(sampling.sample_euler, model, x, sigmas, disable=True)
+        found["k-diffusion 2M"] = partial(sampling.sample_dpmpp_2m, model, x, sigmas, disable=True)
+    return found
+
+
+def seconds(run: Callable[[], object], calls: int) -> float:
+    begin = time.thread_time()
+    for _ in range(calls):
+        run()
+    return (time.thread_time() - begin) / calls
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=30)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = pairs()
+    best = {name: [float("inf")] * 2 for name in measured}
+    doors = runs()
+    whole = dict.fromkeys(doors, float("inf"))
+    for _ in range(options.repeats):
+        for name, both in measured.items():
+            best[name] = [min(old, seconds(run, CALLS)) for old, run in zip(best[name], both)]
+        for name, run in doors.items():
+            whole[name] = min(whole[name], seconds(run, 1) / 50)
+    print(f"{'µs a call':26}{'bare':>10}{'wrapped':>10}{'added':>10}{'ratio':>8}")
+    for name, (bare, wrapped) in best.items():
+        print(f"{name:26}{bare * 1e6:10.1f}{wrapped * 1e6:10.1f}{(wrapped - bare) * 1e6:10.1f}{wrapped / bare:8.2f}")
+    print(f"\n{'runs of 50 σ':26}{'µs per evaluation':>20}")
+    for name, each in whole.items():
+        print(f"{name:26}{each * 1e6:20.1f}")
+
+
+if __name__ == "__main__":
+    main()
