@@ -75,7 +75,13 @@ def space_of(model: object) -> str:
 
 
 def march(
-    plan: Plan, model: Model, x: Tensor, draw: Draws, correct: Correct | None = None, **conditions: Any
+    plan: Plan,
+    model: Model,
+    x: Tensor,
+    draw: Draws,
+    correct: Correct | None = None,
+    look: bool = True,
+    **conditions: Any,
 ) -> Iterator[tuple[Knot, Tensor]]:
     """Run the plan's rows from x and yield each committed (knot, x). Differentiable; no host read.
 
@@ -83,6 +89,7 @@ def march(
 
     ``draw(start, end)`` gives the unit Wiener increment over that λ-interval, of x's shape.
     ``correct(before, knot, x)`` gives what takes the place of x after each step, except where x is denoised.
+    ``look``: whether what is yielded before the end is looked at: a row's ``shown`` is made only then.
 
     >>> from sdekit import ScoreModel, VP
     >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
@@ -101,8 +108,10 @@ def march(
         x, here = combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
+            shown = row.shown if look else None
+            state = (here, x) if shown is None else (shown.to, combine(shown, anchor, history, draw))
             anchor, before = x, here
-            yield here, x
+            yield state
 
 
 def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
@@ -193,9 +202,9 @@ def sample(
     where = _check_device(model, device)
     dtype = dtype if start is None else start.dtype
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
-    if keep == "last" and callback is None and corrector is None:  # nobody looks at the states between
-        plan = plan.fused
     plan = plan.to(where, dtype, event)
+    rows = plan.fused if corrector is None else plan  # corrections need the states between themselves
+    look = keep == "all" or callback is not None
     before, batches = model.nfe, range(0, n, size)
     kept: Tensor | None = None
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
@@ -206,7 +215,7 @@ def sample(
             parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
-            for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):
+            for step, (knot, x) in enumerate(march(rows, model, x, draw, correct, look, **parts)):
                 states = [*states, x] if keep == "all" else [x]
                 if callback is not None:
                     callback(step, knot.t, x)

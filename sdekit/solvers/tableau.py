@@ -63,7 +63,8 @@ class Row:
     """x ← anchor·(the anchor) + Σ_j history[j]·F_{−j} + shift + Σ noise, after which x lies at ``to``.
 
     A row that evaluates puts F = prediction − linear·x into the history, x being where the network is evaluated.
-    Coefficients are floats, or tensors of the data's shape.
+    Coefficients are floats, or tensors of the data's shape. Where the x that a row commits is no state of the run to
+    look at, ``shown`` makes that of the same anchor and history (``Plan.fused``).
     """
 
     to: Knot
@@ -74,6 +75,7 @@ class Row:
     commit: bool = True
     shift: Coefficient | None = None
     linear: Coefficient | None = None
+    shown: Row | None = None
 
     def each_tensor(self, change: Callable[[Tensor], Tensor]) -> Row:
         """The row with ``change`` applied to each coefficient that is a tensor."""
@@ -143,7 +145,7 @@ class Plan:
 
     @cached_property
     def fused(self) -> Plan:
-        r"""The plan with the same result, to rounding, in fewer combinations, where nobody looks at the states between.
+        r"""The plan with the same result, to rounding, in fewer combinations.
 
         A predictor–corrector method makes two states of the anchor x_i after each evaluation:
 
@@ -152,8 +154,8 @@ class Plan:
 
         Nothing is evaluated between them, so y = c a x_i + Σ (c b_j + d_j) F_{−j}; and rows that start from x_{i+1},
         the next corrector among them, may start from y as well, x_{i+1} being (y − Σ d_j F_{−j})/c. Predictor and
-        corrector of a step share their factor, so what divides by c multiplies by it again. Rows with noise or with
-        coefficients of the data's shape stay as they are.
+        corrector of a step share their factor, so what divides by c multiplies by it again. x_{i+1} is what the row
+        shows, to whom looks. Rows with noise or with coefficients of the data's shape stay as they are.
 
         >>> from sdekit.process import VP
         >>> from sdekit.solvers import get
@@ -220,7 +222,8 @@ def _plain(row: Row) -> bool:
 def _fuse(corrector: Row, predictor: Row, *others: Row) -> list[Row]:
     c = predictor.anchor
     history = _sum(predictor.history, corrector.history, c)
-    fused = [replace(corrector, to=predictor.to, anchor=c * corrector.anchor, history=history)]
+    shown = replace(corrector, evaluate=False)
+    fused = [replace(corrector, to=predictor.to, anchor=c * corrector.anchor, history=history, shown=shown)]
     behind = predictor.history
     for row in others:
         behind = (0.0,) * row.evaluate + behind
