@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         metrics,
         nn,
         ode,
+        plots,
         report,
         solvers,
         targets,
@@ -54,17 +55,17 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
     "elementwise", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
-    "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode", "prediction",
-    "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing", "thresholding",
-    "training",
+    "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode", "plots",
+    "prediction", "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing",
+    "thresholding", "training",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
-    "fit_gits", "flow", "guidance", "interop", "latent", "log_prob", "march", "metrics", "nn", "ode", "report",
-    "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "fit_gits", "flow", "guidance", "interop", "latent", "log_prob", "march", "metrics", "nn", "ode", "plots",
+    "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
 ]  # fmt: skip
 
 
