@@ -21,6 +21,7 @@ from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 from sdekit.targets import Target
 
+_BINS = 50
 SOLVERS = ("euler-maruyama", "dpmpp-2m")
 
 
@@ -141,15 +142,16 @@ def draw_paths(panel: Axes, image: DensityImage, runs: Sequence[Run], paths: int
     tidy(panel)
 
 
-def draw_ends(side: Axes, edges: Tensor, density: Tensor, runs: Sequence[Run], bins: int = 80) -> None:
+def draw_ends(side: Axes, edges: Tensor, density: Tensor, runs: Sequence[Run]) -> None:
     """Histograms of where the runs end, on their side, beside the exact density at ``edges``."""
     side.fill_betweenx(edges.numpy(), density.numpy(), color="0.75", linewidth=0, label="exact density at t_min")
-    cells = torch.linspace(*_ends(edges), bins + 1, dtype=torch.float64)
+    cells = _cells(torch.cat([run.states[-1, :, 0] for run in runs]).to(edges), *_ends(edges))
     for line, run in enumerate(runs):
         heights, outside = histogram(run.states[-1, :, 0], cells)
         side.stairs(heights.numpy(), cells.numpy(), orientation="horizontal", linewidth=1.0, **look(line))
         if outside > 0:
-            side.text(0.97, 0.02, f"{outside:.1%} outside", transform=side.transAxes, ha="right", fontsize=7)
+            place = {"transform": side.transAxes, "ha": "right", "fontsize": 7, "color": look(line)["color"]}
+            side.text(0.97, 0.02 + 0.05 * line, f"{outside:.1%} outside", **place)
     side.set_xlabel("density of ends\n(per unit of x)", fontsize=7)
     side.set_xlim(left=0)
     tidy(side)
@@ -165,6 +167,16 @@ def histogram(x: Float[Tensor, "n"], cells: Float[Tensor, "edges"]) -> tuple[Ten
     inside = (place >= 0) & (place < len(cells) - 1)
     counts = place[inside].bincount(minlength=len(cells) - 1).to(cells)
     return counts / (len(x) * (cells[1] - cells[0])), 1 - inside.double().mean().item()
+
+
+def _cells(x: Tensor, low: float, high: float) -> Tensor:
+    """The edges of cells over those of x that lie between low and high."""
+    inside = x[(x >= low) & (x <= high)]
+    if len(inside) and inside.min() < inside.max():
+        low, high = inside.min().item(), inside.max().item()
+    cells = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)
+    cells[-1] += 1e-9 * (high - low)  # the largest is in the last cell
+    return cells
 
 
 def _ends(axis: Tensor) -> tuple[float, float]:
