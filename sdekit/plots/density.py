@@ -17,15 +17,8 @@ from sdekit.process import Process
 from sdekit.targets import Target
 
 NATS = 8  # below its highest a logarithmic density is white
-_PARTS = (
-    1,
-    4,
-    16,
-    64,
-    256,
-    1024,
-    4096,
-)  # of a cell, in turn until a column holds its mass and its cells stay as they are
+# parts of a cell, in turn until a column holds its mass and its cells stay as they are
+_PARTS = (1, 2, 8, 32, 128, 512, 2048, 4096)
 _MASS = 2e-3  # of a column that may lie outside the window, or be lost between the points
 _CHANGE = 0.01  # of a column's highest cell, by which more parts may still change one
 
@@ -101,7 +94,7 @@ def _column(target: Target, process: Process, t: float, edges: Tensor) -> Tensor
         before = mean
     where = f"target: at t={t:.4g} the window from {edges[0].item():.4g} to {edges[-1].item():.4g}"
     if mass < 1 - _MASS and before is not None and before.max() > 0:
-        raise ValueError(f"{where} holds {mass:.3g} of the density, not 1: it must be wider")
+        raise ValueError(f"{where} holds {mass:.3g} of the density, not 1: it must be wider, or the target of float32")
     raise ValueError(f"{where} has cells of {width:.3g}, a thousand times as wide as the density: it must be narrower")
 
 

@@ -150,8 +150,10 @@ def draw_ends(side: Axes, edges: Tensor, density: Tensor, runs: Sequence[Run]) -
         heights, outside = histogram(run.states[-1, :, 0], cells)
         side.stairs(heights.numpy(), cells.numpy(), orientation="horizontal", linewidth=1.0, **look(line))
         if outside > 0:
-            place = {"transform": side.transAxes, "ha": "right", "fontsize": 7, "color": look(line)["color"]}
-            side.text(0.97, 0.02 + 0.05 * line, f"{outside:.1%} outside", **place)
+            side.text(
+                0.97, 0.02 + 0.05 * line, f"{outside:.1%} outside", color=look(line)["color"], fontsize=7, ha="right",
+                transform=side.transAxes,
+            )  # fmt: skip
     side.set_xlabel("density of ends\n(per unit of x)", fontsize=7)
     side.set_xlim(left=0)
     tidy(side)
