@@ -33,7 +33,7 @@ from sdekit.process import Process
 from sdekit.targets import Target
 
 FOLDER = Path("out/problems")
-STARTS = 256
+STARTS, HALF = 256, 128
 END = 1e-5  # σ/α where the flow of an exact target is taken to have ended
 ENDPOINT = ("unipc-4", "vp-time(power=4, blend=0.4)")
 
@@ -51,6 +51,7 @@ class Problem:
         target: the exact target; None for a network.
         classes: labels 0 … classes − 1 are given in turn to the starts; 0 for none.
         steps: evaluations of the finer endpoint.
+        count: starts that ``auto.py`` takes: half of them where an evaluation is dear.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Problem:
     target: Callable[[], Target] | None = None
     classes: int = 0
     steps: int = 600
+    count: int = STARTS
 
     @cached_property
     def model(self) -> ScoreModel:
@@ -86,6 +88,7 @@ class Problem:
             digest.update(x0.float().numpy().round(3).tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
     def endpoint(self) -> tuple[Tensor, Tensor]:
         """The truth [256, *event] and, for each sample, the RMS difference of a solve in half as many steps."""
         path = FOLDER / "endpoints" / f"{self.name.replace('/', '-')}-{self.key}.safetensors"
@@ -112,9 +115,9 @@ def rms(x: Tensor) -> Tensor:
     return x.square().flatten(1).mean(1).sqrt()
 
 
-def _exact(name: str, about: str, process: Process, target: Callable[[], Target], steps: int = 600) -> Problem:
+def _exact(name: str, about: str, process: Process, target: Callable[[], Target], count: int = STARTS) -> Problem:
     kept = cache(target)
-    return Problem(name, about, process, tuple(kept().event), lambda: kept().model(process), kept, steps=steps)
+    return Problem(name, about, process, tuple(kept().event), lambda: kept().model(process), kept, count=count)
 
 
 def _points(points: Callable[[], Tensor], bandwidth: float) -> Callable[[], Target]:
@@ -144,8 +147,14 @@ PROBLEM = {
         _exact, about="6 Gaussians in 8-D with stds from 0.02 to 1 in turned axes", process=sk.DiscreteVP(),
         target=data.ellipsoids,
     ),
+    "circle/flow": partial(
+        _exact, about="8 modes on a circle in 2-D, std 0.1", process=sk.Flow(), target=data.circle
+    ),
     "overlapping/flow": partial(
         _exact, about="10 wide modes in 32-D, std 0.7", process=sk.Flow(), target=data.overlapping
+    ),
+    "overlapping/vp": partial(
+        _exact, about="10 wide modes in 32-D, std 0.7", process=sk.VP(), target=data.overlapping
     ),
     "roll/vp": partial(
         _exact, about="swiss roll of 2,000 points in 64-D, bandwidth 0.02", process=sk.VP(), target=data.rolled
@@ -158,6 +167,10 @@ PROBLEM = {
         _exact, about="569 rows × 30 standardised columns of breast_cancer, bandwidth 0.2", process=sk.Flow(),
         target=partial(data.table, "breast_cancer", 0.2),
     ),
+    "cancer/vp": partial(
+        _exact, about="569 rows × 30 standardised columns of breast_cancer, bandwidth 0.2", process=sk.VP(),
+        target=partial(data.table, "breast_cancer", 0.2),
+    ),
     "wine/cosine": partial(
         _exact, about="178 rows × 13 standardised columns of wine, bandwidth 0.1", process=sk.CosineVP(),
         target=partial(data.table, "wine", 0.1),
@@ -168,13 +181,16 @@ PROBLEM = {
     "digits/ve": partial(
         _exact, about="1,797 digits 8×8, bandwidth 0.1", process=sk.VE(), target=_points(data.all_digits, 0.1)
     ),
+    "digits/flow": partial(
+        _exact, about="1,797 digits 8×8, bandwidth 0.1", process=sk.Flow(), target=_points(data.all_digits, 0.1)
+    ),
     "grey/vp": partial(
-        _exact, about="5,000 grey patches 28×28 of two photographs, bandwidth 0.1", process=sk.VP(),
-        target=_points(_photographs(5000, 28, True), 0.1),
+        _exact, about="2,000 grey patches 28×28 of two photographs, bandwidth 0.1", process=sk.VP(),
+        target=_points(_photographs(2000, 28, True), 0.1), count=HALF,
     ),
     "colour/table": partial(
         _exact, about="2,000 colour patches 3×16×16 of two photographs, bandwidth 0.1", process=sk.DiscreteVP(),
-        target=_points(_photographs(2000, 16, False), 0.1),
+        target=_points(_photographs(2000, 16, False), 0.1), count=HALF,
     ),
     "faces/cosine": partial(
         _exact, about="200 grey pictures 25×25, half of them faces, bandwidth 0.1", process=sk.CosineVP(),
@@ -182,27 +198,27 @@ PROBLEM = {
     ),
     "colour32/ve": partial(
         _exact, about="500 colour patches 3×32×32 of three other photographs, bandwidth 0.05", process=sk.VE(),
-        target=_points(_colours, 0.05),
+        target=_points(_colours, 0.05), count=HALF,
     ),
     "digits-net/vp": partial(
         Problem, about="the shipped U-Net of the digits, no label, v", process=sk.VP(), event=(1, 8, 8),
-        make=digits_model, steps=300,
+        make=digits_model, steps=300, count=HALF,
     ),
     "digits-net-labels/vp": partial(
         Problem, about="the shipped U-Net of the digits, labels in turn, v", process=sk.VP(), event=(1, 8, 8),
-        make=digits_model, classes=10, steps=300,
+        make=digits_model, classes=10, steps=300, count=HALF,
     ),
     "digits-net/ve": partial(
         Problem, about="a small U-Net of the digits, ε", process=sk.VE(), event=(1, 8, 8),
-        make=partial(network, "digits"), steps=600,
+        make=partial(network, "digits"), steps=600, count=HALF,
     ),
     "patches-net/flow": partial(
         Problem, about="a small U-Net of grey patches 16×16, flow", process=sk.Flow(), event=(1, 16, 16),
-        make=partial(network, "patches"), steps=300,
+        make=partial(network, "patches"), steps=300, count=HALF,
     ),
     "faces-net/cosine": partial(
         Problem, about="a small U-Net of faces 12×12, v", process=sk.CosineVP(), event=(1, 12, 12),
-        make=partial(network, "faces"), steps=300,
+        make=partial(network, "faces"), steps=300, count=HALF,
     ),
     "roll-net/table": partial(
         Problem, about="an MLP of the swiss roll in 3-D, ε, told a DDPM table's index", process=sk.DiscreteVP(),
@@ -224,7 +240,7 @@ def main() -> None:
     for name in parser.parse_args().names:
         one = problem(name)
         began = time.process_time()
-        _, gap = one.endpoint()
+        _, gap = one.endpoint
         took = time.process_time() - began
         began = time.process_time()
         with torch.no_grad():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         solvers,
         targets,
         training,
+        tuning,
     )
     from sdekit.adaptive import Adaptive, AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
     from sdekit.thresholding import Thresholded
+    from sdekit.tuning import tune
 
 _NAMES = {
     "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
@@ -50,14 +52,15 @@ _NAMES = {
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
     "thresholding": ("Thresholded",),
+    "tuning": ("tune",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
-    "likelihood", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode", "plots",
-    "prediction", "process", "ranking", "report", "results", "sampling", "solvers", "targets", "testing",
-    "thresholding", "training",
+    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
+    "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
+    "ode", "peers", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
+    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
@@ -65,7 +68,7 @@ __all__ = [
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
     "fit_gits", "flow", "guidance", "interop", "latent", "log_prob", "march", "metrics", "nn", "ode", "plots",
-    "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tuning",
 ]  # fmt: skip
 
 

@@ -232,3 +232,6 @@ class Quantization:
 
 DIGITS = Quantization(bins=17, mean=8 / 17, scale=8 / 17, position=0.5)
 """scikit-learn's digits as ``digits`` gives them: u/8 − 1 for u = 0 … 16, each in the middle of its bin."""
+
+BYTES = Quantization(bins=256, mean=127.5 / 256, scale=127.5 / 256, position=0.5)
+"""8-bit images as ``readers.read`` gives them: u/127.5 − 1 for u = 0 … 255, each in the middle of its bin."""

@@ -198,7 +198,7 @@ def sample(
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     plan = plan.to(where, dtype, event)
     before, batches = model.nfe, range(0, n, size)
-    kept: list[list[Tensor]] = []
+    kept: Tensor | None = None
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
         for place in batches:
             samples = first + torch.arange(place, min(place + size, n), device=where)
@@ -212,7 +212,8 @@ def sample(
                 if callback is not None:
                     callback(step, knot.t, x)
                 advance()
-            kept.append(states)
+            kept = _place(kept, states, place, n)
+    assert kept is not None
     solution = _solution(plan, kept, keep, (model.nfe - before) // len(batches), seed, space_of(model))
     if start is None:
         warn_of_start(model.process, solution.x)
@@ -237,13 +238,23 @@ def _score(model: Model, conditions: Mapping[str, Any]) -> Callable[[Tensor, flo
     return lambda x, t: model.predict("score", x, t, **conditions)
 
 
-def _solution(plan: Plan, batches: list[list[Tensor]], keep: str, nfe: int, seed: int, space: str) -> Solution:
-    joined = [torch.cat(states) for states in zip(*batches)]
+def _place(kept: Tensor | None, states: list[Tensor], place: int, n: int) -> Tensor:
+    """A batch's states in their rows of what is kept [states, n, *event]: joined in the end, they were held twice."""
+    if len(states[0]) == n:
+        return torch.stack(states) if len(states) > 1 else states[0][None]
+    if kept is None:
+        kept = states[0].new_empty(len(states), n, *states[0].shape[1:])
+    for all_of_them, x in zip(kept, states):
+        all_of_them[place : place + len(x)] = x
+    return kept
+
+
+def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int, space: str) -> Solution:
     knots = (plan.start, *(row.to for row in plan.rows if row.commit))
     times, sigma = tuple(knot.t for knot in knots), knots[-1].sigma
     if keep == "all":
-        return Solution(joined[-1], nfe, times, torch.stack(joined), seed, sigma, space)
-    return Solution(joined[-1], nfe, times[-1:], None, seed, sigma, space)
+        return Solution(kept[-1].clone(), nfe, times, kept, seed, sigma, space)
+    return Solution(kept[0], nfe, times[-1:], None, seed, sigma, space)
 
 
 def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -171,7 +171,8 @@ def test_a_stored_model_knows_its_process_prediction_and_time(tmp_path):
     save_network(path, net, {"process": describe_process(process), "predicts": "x0", "time": "edm"})
     x = images(2, 1, 4, 4)
     expected = sk.ScoreModel(net, process, "x0", "edm").score(x, 0.3)
-    assert torch.equal(load_model(path).score(x, 0.3), expected)
+    # not to the bit: where weights lie in memory decides how some processors round
+    torch.testing.assert_close(load_model(path).score(x, 0.3), expected)
     save_network(path, net, {})
     with pytest.raises(ValueError, match="names no process"):
         load_model(path)

@@ -86,7 +86,7 @@ def test_torch_is_pinned_to_the_tested_build() -> None:
 
 
 def test_core_dependencies_cover_what_the_package_imports() -> None:
-    modules = {"scikit-learn": "sklearn"}
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
     declared = {modules.get(requirement.name, requirement.name) for requirement in CORE}
     imported: set[str] = set()
     doors = ROOT / "sdekit" / "interop"  # to libraries that only some users have, each imported by its first use

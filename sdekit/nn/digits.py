@@ -46,7 +46,7 @@ def train_digits(out: str | os.PathLike[str], plan: Optimisation = PLAN, progres
     out = Path(out)
     data, process = digits(), VP()
     with _one_thread():
-        net = _seeded(lambda: UNet(classes=data.classes), TASK.seed)
+        net = seeded(lambda: UNet(classes=data.classes), TASK.seed)
         start = time.monotonic()
         model = train_denoiser(
             net, process, data.train, data.train_labels, TASK, plan, Checkpoint(out / "digits.ckpt"), progress
@@ -83,7 +83,7 @@ def train_digits_features(
         return F.cross_entropy(net(data.train[rows]), data.train_labels[rows])
 
     with _one_thread():
-        net = fit(_seeded(Classifier, 0), loss_at, plan, {"batch": 128, "seed": 0})
+        net = fit(seeded(Classifier, 0), loss_at, plan, {"batch": 128, "seed": 0})
         accuracy = _accuracy(net, data.held_out, data.held_out_labels)
     record = {**asdict(plan), "batch": 128, "seed": 0, "held_out_accuracy": accuracy}
     save_network(path, net, {**record, **_circumstances(time.monotonic() - start)})
@@ -110,7 +110,7 @@ def _circumstances(seconds: float) -> Mapping[str, Any]:
     return {"seconds": round(seconds, 1), "threads": 1, "torch": torch.__version__, "sdekit": sdekit}
 
 
-def _seeded(build: Callable[[], Net], seed: int) -> Net:
+def seeded(build: Callable[[], Net], seed: int) -> Net:
     """``build()`` with the CPU's generator at ``seed`` for the initial weights, and left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -21,7 +21,7 @@ from sdekit.solvers import Solver, get
 from sdekit.solvers.registry import check_count
 from sdekit.targets import Target
 
-_BINS = 50
+_BINS = 40
 SOLVERS = ("euler-maruyama", "dpmpp-2m")
 
 
@@ -69,7 +69,7 @@ def reverse_diffusion(
     nfe: int = 200,
     grid: GridSpec = "time",
     paths: int = 6,
-    samples: int = 1000,
+    samples: int = 2000,
     seed: int = 0,
 ) -> Figure:
     """Paths from noise to data by the reverse SDE and by the probability-flow ODE, each from the same starts.

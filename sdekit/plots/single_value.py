@@ -28,7 +28,7 @@ def single_value(
     short: Process | None = None,
     nfe: int = 200,
     paths: int = 6,
-    samples: int = 1000,
+    samples: int = 2000,
     seed: int = 0,
 ) -> Figure:
     r"""How reverse diffusion finds data N(value, std²): where the start fits, where it does not, and standardised.

@@ -16,12 +16,12 @@ __all__ = [
     "DATA", "Between", "Draw", "OneOf", "Plan", "Row", "Solver", "Statistics", "exponential", "full_steps", "get",
     "names", "phi", "quadrature", "register", "starting",
 ]  # fmt: skip
-_FITS = ("fit_dpm_v3", "fit_statistics")
+_FITS = {"fit_dpm_v3": "model_statistics", "fit_statistics": "model_statistics", "load": "tuning"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FITS:  # they sample and differentiate the model, far above this package
-        return getattr(importlib.import_module("sdekit.model_statistics"), name)
+    if name in _FITS:  # they sample, differentiate or identify the model, far above this package
+        return getattr(importlib.import_module(f"sdekit.{_FITS[name]}"), name)
     raise AttributeError(f"module 'sdekit.solvers' has no attribute {name!r}")
 
 

@@ -33,7 +33,8 @@ BELOW = Between(0, math.inf)
 """In runs of fewer steps than ``lower_order_below`` the order falls to 1 over the last steps, by one a step.
 
 A polynomial in λ through past predictions overshoots near the data, where steps are large in λ: without this, three of
-ten runs of such methods with up to 20 steps are more than twice as far off as DDIM on the same grid, with it none.
+ten runs of such methods with up to 20 steps are more than twice as far off as DDIM on the same grid, with it none,
+but for those that a single-step start leaves few steps (the page of solvers names them).
 Polynomials in σ/α or in t do not overshoot, and lose up to half of their accuracy by it. Published code has it as
 lower_order_final: UniPC's always (``inf``), DPM-Solver's below 10 steps, diffusers' below 15, k-diffusion's never (0);
 the page of libraries has each one's default by name.
