@@ -1,7 +1,7 @@
 """Pictures of the theory, each by one call of ``sdekit.plots``, for docs/pictures.md.
 
-    python benchmarks/pictures.py              # all; some half a minute of one core
-    python benchmarks/pictures.py single-value # one; --help lists the names
+    python benchmarks/pictures.py               # all; some ten seconds of one core
+    python benchmarks/pictures.py single-value  # one; --help lists the names
 
 ``--images DIR`` writes them elsewhere than docs/images.
 """

@@ -208,6 +208,15 @@ def test_arrows_of_a_model_are_the_models() -> None:
     assert np.allclose(field.V, -np.asarray(field.X), atol=1e-6)
 
 
+def test_networks_are_drawn_in_evaluation_mode() -> None:
+    net = torch.nn.Dropout(0.5)
+    model = sk.ScoreModel(lambda x, t: net(x), sk.VP(), predicts="score")
+    (panel,) = plots.score_field(RING, sk.VP(), [0.1], model=model).axes
+    (field,) = [artist for artist in panel.collections if isinstance(artist, Quiver)]
+    assert np.allclose(np.stack([field.U, field.V]), np.stack([field.X, field.Y]), atol=1e-6)
+    assert net.training
+
+
 def test_schedules_are_the_formulas_of_the_papers() -> None:
     found = {"linear": sk.VP(0.1, 20.0), "exploding": sk.VE(0.01, 50.0), "straight": sk.Flow()}
     panels = plots.schedules(found).axes
@@ -314,6 +323,7 @@ def test_targets_of_scalars_data_without_a_density_and_half_precision_are_drawn(
             plots.samplers(target, sk.VP(), ["ddim"], [6], samples=20),
         ):
             figure.draw_without_rendering()
+    plots.score_field(GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.5).half(), sk.VP(), [0.1])
 
 
 def test_pictures_are_drawn_of_targets_on_a_device() -> None:
@@ -333,6 +343,7 @@ def test_pictures_are_drawn_of_targets_on_a_device() -> None:
     assert np.allclose(np.stack([field.U, field.V], 1), ring.score(where, 0.1, sk.VP()), rtol=1e-3, atol=1e-3)
 
 
+POINTS = GaussianMixture(torch.tensor([[-2.0, 0.1], [2.0, 0.0]]), 1e-3)
 OTHER = LINE.model(sk.VP(beta_max=5.0))
 BAD = {
     "three elements over time": (
@@ -346,6 +357,7 @@ BAD = {
     "another process, samplers": (lambda: plots.samplers(LINE, sk.VP(), model=OTHER), "they must be equal"),
     "a time outside": (lambda: plots.score_field(RING, sk.VP(), [2.0]), r"times holds 2.0: it must lie in \[t_min"),
     "no time": (lambda: plots.score_field(RING, sk.VP(), []), "times is empty"),
+    "arrows far apart": (lambda: plots.score_field(POINTS, sk.VP(), [1e-3], arrows=4), "arrows=4: at t=0.001 all of"),
     "no process": (lambda: plots.schedules([]), "processes is empty"),
     "no solver": (lambda: plots.samplers(LINE, sk.VP(), []), "at least one of each"),
     "no solver back": (lambda: plots.reverse_diffusion(LINE, sk.VP(), solvers=[]), "at least one"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
+from sdekit.model import evaluating
 from sdekit.plots.density import NATS, Plane, log_density_at
 from sdekit.plots.style import COLOURS, check, figure, flat, model_of, spread_times, tidy, window
 from sdekit.process import Process
@@ -35,7 +36,8 @@ def score_field(
         model: whose score it is; by default the exact one.
         arrows: along each axis.
 
-    Raises ValueError for a target of another dimension, a model of another process, and a time outside the range.
+    Raises ValueError for a target of another dimension, a model of another process, a time outside the range, and arrows so far
+    apart that the density lies between them.
 
     >>> from sdekit import VP, targets
     >>> target = targets.GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.5)
@@ -87,8 +89,11 @@ def _arrows(
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     points = torch.stack([columns, rows], -1).reshape(-1, *target.event)
     points = points[log_density_at(target, model.process, t, points) > highest - NATS]
-    score = model.predict("score", points.to(model.device, target.location.dtype), t)
-    return (*flat(score).cpu().unbind(1), *flat(points).unbind(1))
+    if not len(points):
+        raise ValueError(f"arrows={arrows}: at t={t:.4g} all of the density lies between them; more are needed")
+    with evaluating(model):
+        score = model.predict("score", points.to(model.device, target.location.dtype), t)
+    return (*flat(score).float().cpu().unbind(1), *flat(points).unbind(1))
 
 
 def _scale(u: torch.Tensor, v: torch.Tensor, low: torch.Tensor, high: torch.Tensor, arrows: int) -> float:
