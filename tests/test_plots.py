@@ -357,7 +357,7 @@ BAD = {
     "another process, samplers": (lambda: plots.samplers(LINE, sk.VP(), model=OTHER), "they must be equal"),
     "a time outside": (lambda: plots.score_field(RING, sk.VP(), [2.0]), r"times holds 2.0: it must lie in \[t_min"),
     "no time": (lambda: plots.score_field(RING, sk.VP(), []), "times is empty"),
-    "arrows far apart": (lambda: plots.score_field(POINTS, sk.VP(), [1e-3], arrows=4), "arrows=4: at t=0.001 all of"),
+    "arrows far apart": (lambda: plots.score_field(POINTS, sk.VP(), [1e-3], arrows=5), "arrows=5: at t=0.001 all of"),
     "no process": (lambda: plots.schedules([]), "processes is empty"),
     "no solver": (lambda: plots.samplers(LINE, sk.VP(), []), "at least one of each"),
     "no solver back": (lambda: plots.reverse_diffusion(LINE, sk.VP(), solvers=[]), "at least one"),

@@ -120,7 +120,7 @@ class Plane:
 
     @staticmethod
     def of(target: Target, process: Process, t: float, low: Tensor, high: Tensor, points: int = 200) -> Plane:
-        """Of a target in two dimensions, on ``points`` by ``points`` from low [2] to high [2]: values, no means of cells.
+        """Of a target in two dimensions, on ``points`` by ``points`` from low [2] to high [2]; no means of cells.
 
         >>> from sdekit import VP, targets
         >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))

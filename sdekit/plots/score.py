@@ -36,8 +36,8 @@ def score_field(
         model: whose score it is; by default the exact one.
         arrows: along each axis.
 
-    Raises ValueError for a target of another dimension, a model of another process, a time outside the range, and arrows so far
-    apart that the density lies between them.
+    Raises ValueError for a target of another dimension, a model of another process, a time outside the range,
+    and arrows so far apart that the density lies between them.
 
     >>> from sdekit import VP, targets
     >>> target = targets.GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.5)
