@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         metrics,
         nn,
         ode,
+        plots,
         report,
         solvers,
         targets,
@@ -60,17 +61,17 @@ _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
     "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
-    "ode", "peers", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
-    "subjects", "targets", "testing", "thresholding", "training", "tuning",
+    "ode", "peers", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
+    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
-    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver",
-    "log_prob", "march", "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
-    "tune", "tuning",
+    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver", "log_prob",
+    "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training", "tune", "tuning",
 ]  # fmt: skip
 
 
