@@ -22,11 +22,10 @@ from sdekit import solvers
 from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
 from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
+from sdekit.plots.style import COLOURS as _COLOURS
 from sdekit.ranking import BEST, TIED, Matrix, columned, matrix, over_seeds
 
-# Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
-# each solver is told apart twice
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# with the markers each solver is told apart twice
 _MARKERS = "osD^vPX<>*hpd8"
 _LEGEND = {
     BEST: f"{BEST} better than every other of its column, and above the floor, by more than {SIGNIFICANT} standard"
