@@ -28,7 +28,7 @@ from problems import FOLDER, PROBLEM, Problem, problem, rms
 from torch import Tensor
 
 import sdekit as sk
-from sdekit import peers
+from sdekit.interop import peers
 
 NFE = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50)
 _BLEND, _BH1 = "vp-time(power=4, blend=0.4)", "unipc-3(variant='bh1')"
