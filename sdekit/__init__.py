@@ -61,8 +61,8 @@ _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
     "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
-    "ode", "peers", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
-    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
+    "ode", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
+    "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [

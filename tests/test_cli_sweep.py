@@ -15,8 +15,9 @@ import torch
 from typer.testing import CliRunner
 
 import sdekit as sk
-from sdekit import cli, peers
+from sdekit import cli
 from sdekit.cli.workers import is_first
+from sdekit.interop import peers
 
 
 def sdekit(*words: str) -> Any:

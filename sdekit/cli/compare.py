@@ -99,7 +99,7 @@ def _tell(result: Comparison, folder: Path) -> None:
 
 
 def _peers(wanted: bool) -> list[Function]:
-    from sdekit.peers import PEERS, installed
+    from sdekit.interop.peers import PEERS, installed
 
     found = installed() if wanted else []
     if wanted and not found:
