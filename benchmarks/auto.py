@@ -23,12 +23,12 @@ from itertools import product
 from pathlib import Path
 
 import auto_choice
-import peers
 import torch
 from problems import FOLDER, PROBLEM, Problem, problem, rms
 from torch import Tensor
 
 import sdekit as sk
+from sdekit import peers
 
 NFE = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50)
 _BLEND, _BH1 = "vp-time(power=4, blend=0.4)", "unipc-3(variant='bh1')"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import peers
 import torch
 from torch import Tensor
 
 import sdekit as sk
+from sdekit import peers
 from sdekit.grid import Grid, GridSpec, table_times
 from sdekit.noise import path
 from sdekit.process import EDM, DiscreteVP, Process
@@ -259,7 +259,7 @@ def k_diffusion(case: Case, n: int, wide: bool) -> Tensor:
     """A sampler of k-diffusion on the sigmas of ours, then 0; it works in the type that it is given."""
     dtype, process = torch.float64 if wide else torch.float32, case.process
     model, x = target().model(process), start(process).to(dtype)
-    sampler = getattr(peers._k_diffusion(), case.name)
+    sampler = getattr(peers.k_diffusion_sampling(), case.name)
     options: dict[str, Any] = {"disable": True, **case.options}
     if "noise_sampler" in inspect.signature(sampler).parameters:
         options["noise_sampler"] = lambda s, t: between_sigmas(s, t).to(dtype)

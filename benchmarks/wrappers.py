@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peers import _k_diffusion as k_diffusion_sampling
 from torch import Tensor, nn
 
 import sdekit as sk
 from sdekit.interop import azula, edm, flow_matching, k_diffusion, sbi, score_sde, torchcfm
+from sdekit.peers import k_diffusion_sampling
 
 SHAPE, CALLS = (16, 3, 8, 8), 100
 K_DIFFUSION = find_spec("k_diffusion") is not None

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
         metrics,
         nn,
         ode,
+        plots,
         report,
         solvers,
         targets,
         training,
+        tuning,
     )
     from sdekit.adaptive import Adaptive, AdaptiveSolution, sample_adaptive
     from sdekit.comparison import Comparison, compare
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
     from sdekit.thresholding import Thresholded
+    from sdekit.tuning import load_solver, tune
 
 _NAMES = {
     "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
@@ -51,22 +54,24 @@ _NAMES = {
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
     "thresholding": ("Thresholded",),
+    "tuning": ("load_solver", "tune"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife", "latents",
-    "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise", "ode",
-    "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers", "subjects", "targets",
-    "testing", "thresholding", "training",
+    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
+    "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
+    "ode", "peers", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
+    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
-    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "log_prob", "march",
-    "metrics", "nn", "ode", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training",
+    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver", "log_prob",
+    "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training", "tune", "tuning",
 ]  # fmt: skip
 
 

@@ -22,11 +22,10 @@ from sdekit import solvers
 from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
 from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
+from sdekit.plots.style import COLOURS as _COLOURS
 from sdekit.ranking import BEST, TIED, Matrix, columned, matrix, over_seeds
 
-# Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
-# each solver is told apart twice
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# with the markers each solver is told apart twice
 _MARKERS = "osD^vPX<>*hpd8"
 _LEGEND = {
     BEST: f"{BEST} better than every other of its column, and above the floor, by more than {SIGNIFICANT} standard"
@@ -175,12 +174,12 @@ def _column(values: Matrix, i: int, floor: float | None) -> list[Text]:
 
 def _decimals(best: float | None) -> int:
     """Decimals that show three digits of the column's best."""
-    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(best))))
+    return 3 if not best else min(6, max(0, 2 - math.floor(math.log10(abs(best)))))
 
 
 def _number(value: float, decimals: int) -> str:
     shown = f"{value:.{decimals}f}"
-    return shown if value == 0 or float(shown) > 0 else f"<{10**-decimals:.{decimals}f}"
+    return shown if value == 0 or float(shown) != 0 else f"<{10**-decimals:.{decimals}f}"
 
 
 # -- pictures ---------------------------------------------------------------------------------------
@@ -231,6 +230,7 @@ def _panel(panel: Axes, result: Comparison, metric: str, grid: str) -> None:
     for i, solver in enumerate(dict.fromkeys(cell.solver for cell in every)):
         cells = [c for c in every if c.solver == solver and c.grid in (grid, ADAPTIVE, OWN) and metric in c.metrics]
         points = [(cell.nfe, cell.metrics[metric]) for cell in sorted(cells, key=lambda cell: cell.nfe)]
+        points = [(nfe, value if value > 0 else math.nan) for nfe, value in points]  # unbiased ones may be below 0
         if points:
             panel.plot(
                 *zip(*points), label=_solver_label(cells[0]), color=_COLOURS[i % len(_COLOURS)],
@@ -260,6 +260,7 @@ def _axes(panel: Axes, values: Sequence[float], nfe: Sequence[int]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     positive = sorted(value for value in values if value > 0)
     if not positive:
+        panel.set_ylim(0.1, 1)  # of no data a logarithmic axis finds no range
         return
     low, high, middle = positive[0], positive[-1], positive[len(positive) // 2]
     panel.set_ylim(low / 1.25, min(high, 5 * middle) * 1.25)

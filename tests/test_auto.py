@@ -12,7 +12,7 @@ from sdekit.elementwise import exp
 from sdekit.grid import GRIDS
 from sdekit.process import Process
 from sdekit.solvers import get
-from sdekit.solvers.auto import CHOICES, SAFE, choose
+from sdekit.solvers.auto import CHOICES, SAFE, SDE_CHOICES, SDE_SAFE, choose, choose_sde
 
 
 def mixture_model(data: torch.Tensor, std: float, process: Process) -> sk.ScoreModel:
@@ -84,14 +84,18 @@ def test_on_a_grid_of_ones_own_it_is_safe(nfe):
             assert auto < 2.1 * ddim, grid
 
 
-def test_it_is_the_solver_it_says():
-    for count in (1, 4, 9, 17, 18, 33, 200):
-        chosen = choose(count)
-        plan = get("auto").plan(sk.VP(), nfe=count, final="none")
-        assert plan == chosen.plan(sk.VP(), nfe=count, final="none")
-        safe = get("auto").plan(sk.VP(), nfe=count, grid="beta", final="none")
-        assert safe == get(SAFE).plan(sk.VP(), nfe=count, grid="beta", final="none")
-    assert list(CHOICES) == sorted(CHOICES)
+@pytest.mark.parametrize(
+    ("name", "rule", "given", "choices"),
+    [("auto", choose, SAFE, CHOICES), ("auto-sde", choose_sde, SDE_SAFE, SDE_CHOICES)],
+)
+def test_it_is_the_solver_it_says(name, rule, given, choices):
+    for count in (1, 4, 9, 17, 18, 24, 25, 33, 200):
+        plan = get(name).plan(sk.VP(), nfe=count, final="none")
+        assert plan == rule(count).plan(sk.VP(), nfe=count, final="none")
+        assert bool(plan.intervals) is (name == "auto-sde")
+        safe = get(name).plan(sk.VP(), nfe=count, grid="beta", final="none")
+        assert safe == get(given).plan(sk.VP(), nfe=count, grid="beta", final="none")
+    assert list(choices) == sorted(choices)
 
 
 def test_the_final_denoising_is_not_a_step():

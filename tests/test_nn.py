@@ -170,9 +170,9 @@ def test_a_stored_model_knows_its_process_prediction_and_time(tmp_path):
     process = sk.VE(0.02, 30.0)
     save_network(path, net, {"process": describe_process(process), "predicts": "x0", "time": "edm"})
     x = images(2, 1, 4, 4)
-    with torch.no_grad():  # some processors round otherwise where a gradient will be asked for
-        expected = sk.ScoreModel(net, process, "x0", "edm").score(x, 0.3)
-        assert torch.equal(load_model(path).score(x, 0.3), expected)
+    expected = sk.ScoreModel(net, process, "x0", "edm").score(x, 0.3)
+    # not to the bit: where weights lie in memory decides how some processors round
+    torch.testing.assert_close(load_model(path).score(x, 0.3), expected)
     save_network(path, net, {})
     with pytest.raises(ValueError, match="names no process"):
         load_model(path)

@@ -1,10 +1,10 @@
-"""The ``sdekit`` command, one file a subcommand: compare, likelihood, sample, solvers, train.
+"""The ``sdekit`` command, one file a subcommand: compare, likelihood, sample, solvers, train, tune.
 
 torch is imported by the commands, not here. Whatever is wrong with an argument is one line on stderr and exit code 2.
 """
 
-from sdekit.cli import compare, likelihood, sample, solvers, train
+from sdekit.cli import compare, likelihood, sample, solvers, train, tune
 from sdekit.cli.shell import app, main
 from sdekit.subjects import TARGETS
 
-__all__ = ["TARGETS", "app", "compare", "likelihood", "main", "sample", "solvers", "train"]
+__all__ = ["TARGETS", "app", "compare", "likelihood", "main", "sample", "solvers", "train", "tune"]

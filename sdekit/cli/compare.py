@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Model, Seed, Target
+from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Model, Target
 from sdekit.cli.shell import INTERRUPTED, app
+from sdekit.cli.workers import helped_by, is_first
 
 if TYPE_CHECKING:
-    from sdekit.comparison import Comparison
+    from sdekit.comparison import Comparison, Function
 
 SAMPLES = 512
+Sweep = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file of these options, e.g. nfe = [5, 10]; what is typed wins.",
+        callback=options.from_toml,
+        is_eager=True,
+    ),
+]
 Limit = Annotated[int, typer.Option(help="How many of the data are used, evenly spaced; 0 for all.")]
 
 
@@ -28,45 +37,54 @@ def compare(
     solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)", or "all".')] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated.")] = "5,10,20,50",
     grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "auto",
+    metrics: Annotated[str, typer.Option(help='Comma-separated, e.g. "energy,kernel,1-recall".')] = "",
     samples: Annotated[
         int | None, typer.Option(help=f"Samples in each cell; default {SAMPLES}, or half of the data if that is less.")
     ] = None,
     data_limit: Limit = 4096,
     batch_size: BatchSize = None,
-    seed: Seed = 0,
+    seed: Annotated[str, typer.Option(help="Seeds of all noise, comma-separated; tables show the mean.")] = "0",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Other libraries' samplers, where they are installed.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share out the cells.")] = 1,
+    sweep: Sweep = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Measure solvers at several budgets: a table, a picture, a contact sheet, and one JSON line a cell.
 
-    A second run with the same --out computes only what is missing; Ctrl-C keeps what is finished. Own data are split in
-    halves: one to measure against, one for the floor.
+    A second run with the same --out computes only what is missing; Ctrl-C keeps what is finished. The same command in
+    other processes, under torchrun or srun, or on other machines that see the folder, takes its share. Own data are
+    split in halves: one to measure against, one for the floor.
     """
     _check(model, data, data_limit)
     numbers, grids = options.whole_numbers("nfe", nfe, "5,10"), options.names(grid)
+    seeds = options.whole_numbers("seed", seed, "0,1,2")
     subject = options.subject_of(target, model, device, data=data, features=features, limit=data_limit or None)
     from sdekit.comparison import DEFAULT_SOLVERS, Interrupted
     from sdekit.comparison import compare as measure
     from sdekit.solvers import names
 
     assert subject.reference is not None
-    specs = names() if solvers == "all" else options.names(solvers) or DEFAULT_SOLVERS
+    specs = [*(names() if solvers == "all" else options.names(solvers) or DEFAULT_SOLVERS), *_peers(peers)]
     if samples is None:
         samples = min(SAMPLES, max(subject.measured, 2)) if model else SAMPLES
     conditions = options.conditions_of(condition or [], samples, subject, measure)
     folder = options.folder_of("compare", subject) if out is None else out
     code = 0
     try:
-        with options.progress() as progress:
+        with helped_by(workers), options.progress() as progress:
             result = measure(
-                subject.model, subject.reference, solvers=specs, nfe=numbers, grid=grids, samples=samples, seed=seed,
+                subject.model, subject.reference, solvers=specs, nfe=numbers, grid=grids, samples=samples, seed=seeds,
                 real=subject.real, features=subject.features, target=subject.name, out=folder, progress=progress,
-                batch_size=batch_size, **conditions,
+                batch_size=batch_size, metrics=options.names(metrics) or None, **conditions,
             )  # fmt: skip
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
-    _tell(result, folder)
-    if code:
+    if is_first():
+        _tell(result, folder)
+    if code and is_first():
         typer.echo(f"sdekit: {len(result.cells)} cells were finished; the same command goes on from there", err=True)
     raise typer.Exit(code)
 
@@ -78,6 +96,16 @@ def _tell(result: Comparison, folder: Path) -> None:
     options.show(report.show, result)
     paths = [folder / "results.jsonl", *report.write(result, folder)]
     typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
+
+
+def _peers(wanted: bool) -> list[Function]:
+    from sdekit.peers import PEERS, installed
+
+    found = installed() if wanted else []
+    if wanted and not found:
+        packages = ", ".join(sorted({peer.package for peer in PEERS.values()}))
+        raise ValueError(f"--peers: none of {packages} is installed")
+    return found
 
 
 def _check(model: str, data: str, data_limit: int) -> None:

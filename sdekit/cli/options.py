@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdekit.names import unknown
 from sdekit.subjects import DEFAULT_TARGET, TARGETS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 
     from sdekit.subjects import Subject
 
+_SOON = 5.0  # seconds before which a guess of the time left is none
 Target = Annotated[str | None, typer.Option(help=f"What ships to run on: {', '.join(TARGETS)}; default digits.")]
 Model = Annotated[
     str, typer.Option(help="A model of your own: package.module:factory, or a folder of diffusers or sdekit.nn.save.")
@@ -110,6 +119,26 @@ def _condition(text: str, value: str, n: int, device: torch.device | str) -> Ten
     raise ValueError(f"--condition {text!r}: its value is a whole number, a number with a point, or classes:K")
 
 
+def from_toml(context: Any, path: Path | None) -> Path | None:
+    """A file's values as the defaults of a command's options: lists as comma-separated, names with - or _."""
+    if path is None:
+        return None
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--sweep {str(path)!r} is no TOML file: {error}") from None
+    known = [parameter.name or "" for parameter in context.command.params]
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known or name == "sweep":
+            raise unknown(f"option in {str(path)!r}", key, [one for one in known if one not in ("sweep", "help")])
+        several = name == "condition"  # the one option that is repeated
+        defaults[name] = value if several or not isinstance(value, list) else ",".join(map(str, value))
+    context.default_map = defaults
+    return path
+
+
 def folder_of(command: str, subject: Subject) -> Path:
     """Where a command writes by default; a name or path of the user's becomes one part of a path.
 
@@ -180,11 +209,17 @@ def progress() -> Generator[Callable[[str, int, int], None], None, None]:
 
 
 def _lines() -> Callable[[str, int, int], None]:
+    """One line for each thing begun, the first with the whole cost, and with the time left once some of it is known."""
     seen: set[str] = set()
+    began = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:
+        if not seen and total:
+            typer.echo(f"{total:,} network evaluations, each of one sample", err=True)
         if what not in seen:
             seen.add(what)
-            typer.echo(f"[{100 * done / max(total, 1):3.0f}%] {what}", err=True)
+            took = time.monotonic() - began
+            left = f", {took * (total - done) / done:.0f} s left" if done and took > _SOON else ""
+            typer.echo(f"[{100 * done / max(total, 1):3.0f}%{left}] {what}", err=True)
 
     return tell

@@ -17,12 +17,13 @@ __all__ = [
     "DATA", "Between", "Draw", "OneOf", "Plan", "Row", "Solver", "Statistics", "exponential", "full_steps", "get",
     "names", "phi", "quadrature", "register", "starting",
 ]  # fmt: skip
-_FITS = ("fit_dpm_v3", "fit_statistics")
+_FITS = {"fit_dpm_v3": "fit_dpm_v3", "fit_statistics": "fit_statistics", "load": "load_solver"}
+"""What makes or reads solvers of a model, by its name in the package's root."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FITS:  # they sample and differentiate the model, far above this package: the root knows their home
-        return getattr(sys.modules["sdekit"], name)
+    if name in _FITS:  # they sample, differentiate or identify the model, far above this package: the root knows where
+        return getattr(sys.modules["sdekit"], _FITS[name])
     raise AttributeError(f"module 'sdekit.solvers' has no attribute {name!r}")
 
 

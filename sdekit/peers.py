@@ -1,9 +1,9 @@
-"""The peers' default samplers on any ``ScoreModel``, run by their own code where it is installed.
+"""Other libraries' samplers on any model, run by their own code where it is installed, as rows of a comparison.
 
 Each library sees the model through its own convention, with the ends of the process: k-diffusion (and EDM's Heun, by
 its code) as a denoiser of x/α at noise σ/α; diffusers as an ε network of a table with 1,000 entries, which are the
-process at times uniform from t_min to t_max. All return the denoised sample after ``nfe`` evaluations, Heun after the
-odd number below an even one.
+process at times uniform from t_min to t_max; azula as a denoiser with the process's schedule. All return the denoised
+sample after ``nfe`` evaluations, Heun after the odd number below an even one, azula's with the last of them at t_min.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.model import ScoreModel
+from sdekit.comparison import Function
+from sdekit.sampling import Model
 
 Run = Callable[..., Tensor]
 
@@ -39,11 +40,14 @@ class Peer:
         return found[0].version if found else ""
 
 
-def _k_diffusion() -> Any:
+def k_diffusion_sampling() -> Any:
+    """The module ``k_diffusion.sampling``."""
     # its package imports evaluation code with many dependencies; the samplers need none of it
     if "k_diffusion.sampling" not in sys.modules:
-        package, utils = ModuleType("k_diffusion"), ModuleType("k_diffusion.utils")
-        package.__path__ = list(find_spec("k_diffusion").submodule_search_locations)
+        package: Any = ModuleType("k_diffusion")
+        utils: Any = ModuleType("k_diffusion.utils")
+        found = find_spec("k_diffusion")
+        package.__path__ = list(found.submodule_search_locations or ()) if found else []
         utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
         sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
         package.utils = utils
@@ -52,23 +56,23 @@ def _k_diffusion() -> Any:
     return sampling
 
 
-def _denoiser(model: ScoreModel, conditions: dict[str, Any]) -> Callable[..., Tensor]:
+def _denoiser(model: Model, conditions: dict[str, Any]) -> Callable[..., Tensor]:
     """x/α at noise σ/α → x_0."""
     process = model.process
 
     def denoise(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
         knot = process.knot(min(max(process.t_of_half_log_snr(-sigma[0].log().item()), process.t_min), process.t_max))
-        return model.x0(x * knot.alpha, knot.t, **conditions)
+        return model.predict("x0", x * knot.alpha, knot.t, **conditions)
 
     return denoise
 
 
 @torch.no_grad()
 def k_diffusion(
-    name: str, steps: Callable[[int], int], model: ScoreModel, start: Tensor, nfe: int, **conditions: Any
+    name: str, steps: Callable[[int], int], model: Model, start: Tensor, nfe: int, **conditions: Any
 ) -> Tensor:
     """A sampler of k-diffusion on ``get_sigmas_karras`` (ρ = 7) between the process's ends, then 0."""
-    sampling, process = _k_diffusion(), model.process
+    sampling, process = k_diffusion_sampling(), model.process
     first, last = process.knot(process.t_max), process.knot(process.t_min)
     ends = last.sigma / last.alpha, first.sigma / first.alpha
     sigmas = sampling.get_sigmas_karras(steps(nfe), *ends).double()
@@ -76,7 +80,7 @@ def k_diffusion(
 
 
 @torch.no_grad()
-def diffusers(name: str, model: ScoreModel, start: Tensor, nfe: int, **conditions: Any) -> Tensor:
+def diffusers(name: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -> Tensor:
     """A scheduler of diffusers as its constructor's defaults have it, on the process as a table; float32 inside."""
     import diffusers as library
 
@@ -91,8 +95,32 @@ def diffusers(name: str, model: ScoreModel, start: Tensor, nfe: int, **condition
     for t in scheduler.timesteps:
         knot = process.knot(times[int(t)])
         own = x.double() * math.hypot(knot.alpha, knot.sigma)
-        x = scheduler.step(model.eps(own, knot.t, **conditions).float(), t, x).prev_sample
+        x = scheduler.step(model.predict("eps", own, knot.t, **conditions).float(), t, x).prev_sample
     return x.double()
+
+
+@torch.no_grad()
+def azula(name: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -> Tensor:
+    """A sampler of azula on its own times, uniform in t, for all evaluations but the last, which denoises at t_min."""
+    from azula import denoise, sample
+
+    process = model.process
+
+    class Schedule:
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            return process.alpha(t), process.sigma(t)
+
+    class Denoiser(denoise.Denoiser):
+        schedule = Schedule()  # pyright: ignore[reportAssignmentType] - it is called, and nothing else
+
+        def forward(self, x_t: Tensor, t: Tensor, **_: object) -> Any:
+            return denoise.DiracPosterior(model.predict("x0", x_t, t.item(), **conditions))
+
+    ends = {"start": process.t_max, "stop": process.t_min, "steps": nfe - 1}
+    if nfe < 2:
+        raise ValueError(f"nfe={nfe}: azula's samplers need one evaluation for a step and one to denoise")
+    x = getattr(sample, name)(Denoiser(), **ends, silent=True, dtype=torch.float64)(start.double())
+    return model.predict("x0", x, process.t_min, **conditions)
 
 
 def _one(nfe: int) -> int:
@@ -108,4 +136,16 @@ PEERS = {
     "EDM Heun": Peer(partial(k_diffusion, "sample_heun", _pairs), "k-diffusion"),
     "diffusers DPM++ 2M": Peer(partial(diffusers, "DPMSolverMultistepScheduler"), "diffusers"),
     "diffusers UniPC": Peer(partial(diffusers, "UniPCMultistepScheduler"), "diffusers"),
+    "diffusers DEIS": Peer(partial(diffusers, "DEISMultistepScheduler"), "diffusers"),
+    "azula DDIM": Peer(partial(azula, "DDIMSampler"), "azula"),
+    "azula xEAB": Peer(partial(azula, "xEABSampler"), "azula"),
 }
+
+
+def installed() -> list[Function]:
+    """The peers whose libraries are installed, for ``compare(solvers=…)``; deterministic all.
+
+    >>> all(one.name in PEERS for one in installed())
+    True
+    """
+    return [Function(name, peer.run) for name, peer in PEERS.items() if peer.version()]

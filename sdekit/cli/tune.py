@@ -1,0 +1,88 @@
+"""``sdekit tune``: fit solvers to a model, one JSON file for each number of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdekit.cli import options
+from sdekit.cli.options import Condition, Data, Device, Model, Seed, Shape, Target
+from sdekit.cli.shell import INTERRUPTED, app
+
+if TYPE_CHECKING:
+    from sdekit.tuning import Tuned
+
+Echo = Callable[[str], object]
+
+
+@app.command()
+def tune(
+    target: Target = None,
+    model: Model = "",
+    data: Data = "",
+    shape: Shape = "",
+    condition: Condition = None,
+    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; a plan for each.")] = "4,5,6,8,10",
+    starts: Annotated[int, typer.Option(help="Starts of the fit; more where the data have few dimensions.")] = 200,
+    budget: Annotated[int, typer.Option(help="Evaluations of one start that each fit may take.")] = 1_500_000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),
+    device: Device = "cpu",
+) -> None:
+    """Fit a solver to the model for each number of evaluations; Ctrl-C keeps the best so far."""
+    numbers = options.whole_numbers("nfe", nfe, "4,5,6")
+    subject = options.subject_of(target, model, device, data=data, shape=shape)
+    import sdekit as sk
+
+    told = options.conditions_of(condition or [], starts, subject, sk.tune)
+    with options.progress() as progress:
+        settings = {"starts": starts, "budget": budget, "seed": seed, "progress": progress, **told}
+        whole = tune_to_files(subject.model, (starts, *subject.event), numbers, out, typer.echo, **settings)
+    if not whole:
+        raise typer.Exit(INTERRUPTED)
+
+
+def tune_to_files(
+    model: Any, shape: Sequence[int], nfe: Sequence[int], out: Path, echo: Echo, progress: Any = None, **settings: Any
+) -> bool:
+    """Tune for each of ``nfe``, write ``out/tuned-N.json`` and say what came out; False where Ctrl-C stopped it.
+
+    >>> import tempfile, torch, sdekit as sk
+    >>> model = sk.targets.Gaussian(torch.zeros(2), torch.eye(2)).model(sk.VP())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tune_to_files(model, (1, 2), [2], Path(folder), lambda line: None, starts=60, budget=2_000)
+    ...     [path.name for path in Path(folder).iterdir()]
+    True
+    ['tuned-2.json']
+    """
+    from sdekit.tuning import Interrupted, tune
+
+    for count in nfe:
+        try:
+            plan, whole = tune(model, shape, count, progress=progress, **settings), True
+        except Interrupted as stop:
+            plan, whole = stop.plan, False
+        if plan is not None:
+            path = out / f"{plan.name}.json"
+            plan.save(path)
+            echo(f"{_line(plan)}\n{path}")
+        if not whole:
+            return False
+    return True
+
+
+def _line(plan: Tuned) -> str:
+    record = plan.record
+    start, now = record["start"], record["validation"]
+    before = start["validation"]
+    origin = f"{start['solver']} on {start['grid']}"
+    if record["stage"] == "search":
+        return f"NFE {plan.nfe}: {origin}, median error {before['median']:.3g}; no fit was better on unseen starts"
+    return (
+        f"NFE {plan.nfe}: median error {now['median']:.3g} against {before['median']:.3g} of {origin}, RMSE"
+        f" {now['rmse']:.3g} against {before['rmse']:.3g}, on {record['starts']['validation']} unseen starts;"
+        f" {record['evaluations']} evaluations, {record['seconds']:.0f} s"
+    )
