@@ -351,6 +351,8 @@ BAD = [
     (lambda x: metrics.kernel_distance(x, x[:, :1]), "must be equal"),
     (lambda x: metrics.vendi_score(torch.zeros(2, 2)), "entries are all 0"),
     (lambda x: metrics.vendi_score(x[:0]), "at least 1 sample"),
+    (lambda x: metrics.vendi_score(x / 0), "x holds NaN or infinity"),
+    (lambda x: metrics.prdc(x, torch.full((9, 2), math.nan), 1), "y holds NaN or infinity"),
     (lambda x: metrics.frechet_infinity(x, x), "3 samples and points=15"),
     (lambda x: metrics.classifier_accuracy(x, x), "each set needs at least 10"),
     (lambda x: metrics.authenticity(x, x[:1]), "train: 1 sample given"),

@@ -23,7 +23,7 @@ def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: in
     Cost O(n² d) for neighbours.
 
     Raises ValueError for shapes that differ and fewer than 10 samples in a set.
-    Source: Lopez-Paz & Oquab 2017, section 3 (the statistic) and 5 (C2ST-KNN).
+    Source: Lopez-Paz & Oquab 2017 (C2ST-KNN), there with one split into halves.
 
     >>> import torch
     >>> x = torch.linspace(0, 1, 50)[:, None]
@@ -44,4 +44,4 @@ def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: in
 
 
 def _some(x: Tensor, n: int, seed: int) -> np.ndarray:
-    return x[shuffled(len(x), seed)[:n].to(x.device)].cpu().numpy()
+    return x[shuffled(len(x), seed)[:n].to(x.device)].detach().cpu().numpy()

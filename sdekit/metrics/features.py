@@ -48,7 +48,7 @@ def frechet_infinity(x: Samples, y: Samples, points: int = 15) -> Distance:
     below 0. Cost that of ``points`` Fréchet distances.
 
     Raises ValueError for shapes that differ, fewer than 20 samples in x or 2 in y, and fewer than 2 points.
-    Source: Chong & Forsyth 2020, section 4; the sizes of Stein et al. 2023.
+    Source: Chong & Forsyth 2020, with the sizes of Stein et al. 2023.
 
     >>> x = torch.linspace(-1, 1, 100)[:, None]
     >>> abs(frechet_infinity(x, x).item()) < 0.01
@@ -79,7 +79,7 @@ def vendi_score(x: Samples) -> Distance:
     """
     if not x.numel():
         raise ValueError(f"x has shape {list(x.shape)}: at least 1 sample is needed")
-    flat = x.reshape(len(x), -1).double()
+    flat, _ = rows(x, x)
     norms = flat.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
         raise ValueError("x holds a sample whose entries are all 0: it has no direction")

@@ -58,7 +58,7 @@ def mmd(x: Samples, y: Samples, sigma: float | None = None) -> Distance:
     the cases. Cost O((n + m)² d), 8M pairs at a time: about 200 MB.
 
     Raises ValueError for shapes that differ, fewer than 2 samples in a set, and a σ that is not positive and finite.
-    Source: Gretton et al. 2012, eq. 3; section 8 for the median.
+    Source: Gretton et al. 2012, eq. 3; there the median is that of both sets.
 
     >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])
     >>> round(mmd(x, y, sigma=1.0).item(), 6) == round(math.exp(-0.5) - 1, 6)
@@ -85,7 +85,7 @@ def cmmd(x: Samples, y: Samples, sigma: float = 10.0, scale: float = 1000.0) -> 
     upwards, for equal laws by 1000 (1 − E k(X, X')) (1/n + 1/m). Cost as of ``mmd``.
 
     Raises ValueError for shapes that differ, empty sets, and a σ that is not positive and finite.
-    Source: Jayasumana et al. 2024, section 4, and the code published with it; Gretton et al. 2012, eq. 5.
+    Source: Jayasumana et al. 2024 and the code published with it; Gretton et al. 2012, eq. 5.
 
     >>> round(cmmd(torch.zeros(3, 1), torch.full((3, 1), 10.0)).item(), 3) == round(2000 * (1 - math.exp(-0.5)), 3)
     True

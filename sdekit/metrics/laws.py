@@ -9,6 +9,8 @@ from sdekit.targets import GaussianMixture, Target
 
 
 def _on(law: Target, x: Tensor) -> Tensor:
+    if not isinstance(law, Target):
+        raise ValueError(f"law: {type(law).__name__} given: one of sdekit.targets is needed")
     return x.to(law.location.device).double()
 
 

@@ -48,7 +48,7 @@ def prdc(x: Samples, y: Samples, k: int = 5) -> PRDC:
     Three matrices of distances: O((n² + n m + m²) d), 8M pairs at a time, about 300 MB.
 
     Raises ValueError for shapes that differ, k < 1, and fewer than k + 1 samples in a set.
-    Source: Kynkäänniemi et al. 2019, eq. 1-2; Naeem et al. 2020, eq. 3-6.
+    Source: Kynkäänniemi et al. 2019, eq. 1-2 (precision, recall); Naeem et al. 2020 (density, coverage).
 
     >>> y = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
     >>> [round(value.item(), 3) for value in prdc(torch.tensor([[0.5], [0.6], [20.0]]), y, k=1)]
@@ -83,7 +83,7 @@ def authenticity(x: Samples, train: Samples) -> Distance:
     alone are found: remove duplicates first. Cost O(n m d).
 
     Raises ValueError for shapes that differ, empty sets, and fewer than 2 training samples.
-    Source: Alaa et al. 2022, section 2; as in Stein et al. 2023.
+    Source: Alaa et al. 2022, as in Stein et al. 2023.
 
     >>> train = torch.tensor([[0.0], [1.0], [5.0]])
     >>> authenticity(torch.tensor([[0.1], [4.9], [2.5], [9.5]]), train).item()
@@ -108,7 +108,7 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
     principal components.
 
     Raises ValueError for shapes that differ, empty sets, cells < 1, and cells without y or without any 20 samples.
-    Source: Meehan et al. 2020, section 4, as in its code and Stein et al. 2023.
+    Source: Meehan et al. 2020, as in its code and Stein et al. 2023.
 
     >>> train, y = torch.arange(0.0, 99.0)[:, None], torch.arange(0.5, 99.0)[:, None]
     >>> ct_statistic(train + 0.01, y, train).item() < -3
@@ -121,13 +121,15 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
     train = rows(train, x)[0]
     x, y = rows(x, y)
     kmeans: Any = KMeans  # its stub knows n_init="auto" alone
-    partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.cpu().numpy())
-    of_x, of_y, of_train = (torch.from_numpy(partition.predict(z.cpu().numpy())).to(z.device) for z in (x, y, train))
+    partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.detach().cpu().numpy())
+    of_x, of_y, of_train = (
+        torch.from_numpy(partition.predict(z.detach().cpu().numpy())).to(z.device) for z in (x, y, train)
+    )
     total = weight = 0.0
     for cell in range(cells):
         in_x, in_y, known = x[of_x == cell], y[of_y == cell], train[of_train == cell]
-        if not len(in_y):
-            raise ValueError(f"y: no sample in cell {cell} of {cells}: give more, or fewer cells")
+        if not len(in_y) or not len(known):
+            raise ValueError(f"y, train: no sample in cell {cell} of {cells}: give more, or fewer cells")
         if len(in_x) > 20:
             total += len(in_y) * _mann_whitney(nearest(in_x, known)[0], nearest(in_y, known)[0])
             weight += len(in_y)
@@ -139,5 +141,5 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
 def _mann_whitney(first: Tensor, second: Tensor) -> float:
     """U, standardised with the correction for continuity."""
     n, m = len(first), len(second)
-    u = mannwhitneyu(first.cpu().numpy(), second.cpu().numpy(), alternative="less").statistic
+    u = mannwhitneyu(first.detach().cpu().numpy(), second.detach().cpu().numpy(), alternative="less").statistic
     return float((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))

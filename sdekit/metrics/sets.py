@@ -16,11 +16,14 @@ CHUNK = 1 << 23  # pairs held at once: 64 MB each in float64
 
 
 def rows(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Both sets as float64 [n, d] and [m, d] of at least ``least`` samples."""
+    """Both sets as float64 [n, d] and [m, d] of at least ``least`` samples, all finite."""
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"x, y: samples of shapes {list(x.shape[1:])} and {list(y.shape[1:])}: they must be equal")
     if min(len(x), len(y)) < least:
         raise ValueError(f"x, y: {len(x)} and {len(y)} samples given: each set needs at least {least}")
+    for name, z in (("x", x), ("y", y)):
+        if not bool(z.isfinite().all()):  # which no ball would hold, and no sum would show
+            raise ValueError(f"{name} holds NaN or infinity: every entry must be finite")
     return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).double()
 
 

@@ -48,7 +48,7 @@ def wasserstein(x: Samples, y: Samples) -> Distance:
     r"""W_2 = (min over plans π of Σ_ij π_ij |x_i − y_j|²)^{1/2} between the two sets, each sample of equal weight.
 
     Exact, by the network simplex of POT, an optional package (``pip install POT``), on the CPU. In the data's units.
-    Cost about n³ at worst and n² memory: some thousands of samples. Biased upwards by O(n^{-1/d}), in
+    Cost about n³ at worst and n² memory: some thousands of samples. Biased upwards by O(n^{-1/d}) for d > 4, in
     many dimensions so slowly that two sets of one law are as far apart as two laws: see the floor.
 
     Raises ValueError for shapes that differ, empty sets and more than 2²⁶ pairs, ImportError without POT.
@@ -66,6 +66,6 @@ def wasserstein(x: Samples, y: Samples) -> Distance:
     x, y = centred(x, y)
     if len(x) * len(y) > PAIRS:
         raise ValueError(f"x, y: {len(x)} and {len(y)} samples given: at most {PAIRS} pairs, take fewer of them")
-    cost = torch.cat(list(squares(x, y))).cpu().numpy()
+    cost = torch.cat(list(squares(x, y))).detach().cpu().numpy()
     squared = emd2([], [], cost, numItermax=100_000_000)
     return x.new_tensor(squared).clamp_min(0).sqrt()
