@@ -1,6 +1,6 @@
 """Every candidate (solver, grid) on every problem of ``problems.py``, and how far ``auto`` is from the best of them.
 
-    python benchmarks/auto.py                              # every problem, three hours of one core
+    python benchmarks/auto.py                              # every problem, some twenty minutes of one core
     python benchmarks/auto.py --starts 256 --problems digits/vp --nfe 5,10
     python benchmarks/auto.py --solvers "ddim;unipc-3(variant='bh1')" --grids "time;vp-time(power=3)" --final none
     python benchmarks/auto.py --peers                      # the peers' defaults too, where they are installed
@@ -28,7 +28,7 @@ from problems import FOLDER, PROBLEM, Problem, problem, rms
 from torch import Tensor
 
 import sdekit as sk
-from sdekit import peers
+from sdekit.interop import peers
 
 NFE = (4, 5, 6, 8, 10, 12, 15, 20, 30, 50)
 _BLEND, _BH1 = "vp-time(power=4, blend=0.4)", "unipc-3(variant='bh1')"

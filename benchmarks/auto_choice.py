@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Protocol
 
 import torch
@@ -104,6 +105,17 @@ def markdown(title: str, names: Sequence[str], columns: Sequence[int], value: Ca
     return "\n".join(lines)
 
 
+def portfolio(rows: Mapping[str, Mapping[Choice, float]], count: int, without: str) -> tuple[Choice, ...]:
+    """The ``count`` choices whose better one is nearest to the best in the mean over problems of other data sets."""
+    logs = [
+        {one: math.log(error / min(row.values())) for one, error in row.items()}
+        for name, row in rows.items()
+        if family(name) != without
+    ]
+    choices = set.intersection(*(set(row) for row in logs))
+    return min(combinations(sorted(choices), count), key=lambda few: sum(min(row[c] for c in few) for row in logs))
+
+
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "median": lambda errors: errors.quantile(0.5, dim=-1),
     "90%": lambda errors: errors.quantile(0.9, dim=-1),
@@ -157,6 +169,12 @@ def tables(cells: Sequence[Measured], peers: Sequence[str]) -> Iterator[str]:
     yield markdown("auto", names, columns, lambda name, nfe: every[nfe][name][AUTO] / min(fixed[nfe][name].values()))
     yield markdown("left out", names, columns, left_out)
     yield markdown("left out, by process", names, columns, lambda name, nfe: left_out(name, nfe, name))
+    for count in (2, 3):
+        few = {(n, data): portfolio(fixed[n], count, data) for n in columns for data in {family(x) for x in names}}
+        yield markdown(
+            f"better of {count}, left out", names, columns,
+            lambda x, n, few=few: min(fixed[n][x][c] for c in few[n, family(x)]) / min(fixed[n][x].values()),
+        )  # fmt: skip
     yield summary([cell for cell in cells if cell.solver not in peers], columns)
     if any(solver in peers for solver, _ in every[columns[0]][names[0]]):
         yield markdown("peers", names, columns, lambda name, nfe: every[nfe][name][AUTO] / best_peer(name, nfe))

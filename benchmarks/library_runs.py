@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import sdekit as sk
-from sdekit import peers
 from sdekit.grid import Grid, GridSpec, table_times
+from sdekit.interop import peers
 from sdekit.noise import path
 from sdekit.process import EDM, DiscreteVP, Process
 from sdekit.targets import GaussianMixture

@@ -3,11 +3,12 @@
     python benchmarks/overhead.py            # every library that is installed
     python benchmarks/overhead.py --repeats 50
 
-Two tables. The first uses a trivial ε network of a DDPM's table (0.1 x, state 16×3×8×8, one
+Three tables. The first uses a trivial ε network of a DDPM's table (0.1 x, state 16×3×8×8, one
 thread), so that what is left is each library's own host cost; each row is the best of the repeats, taken in turn with
 the others so that a busy machine slows all alike. k-diffusion is measured with its own wrapper of such a network, and
 with a bare function in place of it, which leaves the time map and the input scaling to the user.
-The second uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
+The second is a draw of noise beside ``torch.randn``, as a run makes it: the setting up shared by 50 draws.
+The third uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
@@ -126,10 +127,11 @@ def azula() -> dict[str, Callable[[], object]]:
 
 
 def table(title: str, unit: str, best: dict[str, float], calls: int) -> None:
-    base = best["bare network"]
-    print(f"\n{title}\n{'':34}{unit:>14}{'× bare':>10}")
+    """Each beside the first."""
+    first, base = next(iter(best.items()))
+    print(f"\n{title}\n{'':34}{unit:>14}{'× ' + first.split()[0]:>14}")
     for name, seconds in best.items():
-        print(f"{name:34}{seconds / calls * 1e6:14.1f}{seconds / base:10.2f}")
+        print(f"{name:34}{seconds / calls * 1e6:14.1f}{seconds / base:14.2f}")
 
 
 def host_cost(repeats: int) -> dict[str, float]:
@@ -143,6 +145,25 @@ def host_cost(repeats: int) -> dict[str, float]:
         except Exception as error:  # a peer that cannot run here is a line, not the end
             print(f"{peer.__name__}: not measured ({type(error).__name__}: {error})")
     return best_of(runs, repeats)
+
+
+def noise_cost(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    knots = [knot.half_log_snr for knot in sk.Grid.make(sk.VP(), "logsnr", STEPS).knots]
+    intervals, samples = list(zip(knots, knots[1:])), torch.arange(shape[0])
+
+    def run(source: str) -> None:
+        draw = sk.noise.SOURCES[source](0, intervals, samples, shape[1:], torch.float32)
+        for interval in intervals:
+            draw(*interval)
+
+    def randn() -> None:
+        for _ in intervals:
+            torch.randn(shape)
+
+    return best_of(
+        {"torch.randn": randn, **{f"sdekit {name}": partial(run, name) for name in sk.noise.SOURCES}}, repeats
+    )
 
 
 def digits_cost(repeats: int, threads: int) -> dict[str, float]:
@@ -167,6 +188,9 @@ def main() -> None:
     for name in ("k-diffusion Euler", "k-diffusion Euler, bare function"):
         if name in best:
             print(f"{name} takes {best[name] / best['sdekit ddim']:.1f} times sdekit's ddim (the same update) per step")
+    for shape in ((16, 3, 8, 8), (64, 3, 32, 32), (64, 3, 64, 64)):
+        cost = noise_cost(shape, max(2, options.repeats // 4))
+        table(f"Noise, {'×'.join(map(str, shape))}, one thread", "µs per draw", cost, STEPS)
     table("Digits U-Net, 64 samples, NFE 20", "µs per NFE", digits_cost(options.repeats, options.threads), 20)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import sdekit as sk
 from sdekit.interop import azula, edm, flow_matching, k_diffusion, sbi, score_sde, torchcfm
-from sdekit.peers import k_diffusion_sampling
+from sdekit.interop.peers import k_diffusion_sampling
 
 SHAPE, CALLS = (16, 3, 8, 8), 100
 K_DIFFUSION = find_spec("k_diffusion") is not None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         metrics,
         nn,
         ode,
+        plots,
         report,
         solvers,
         targets,
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from sdekit.latents import Latent, latent
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
     from sdekit.model import ScoreModel
+    from sdekit.model_statistics import fit_dpm_v3, fit_statistics
     from sdekit.ode import decode, encode, flow
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
     from sdekit.thresholding import Thresholded
-    from sdekit.tuning import tune
+    from sdekit.tuning import load_solver, tune
 
 _NAMES = {
     "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
@@ -47,18 +49,19 @@ _NAMES = {
     "latents": ("Latent", "latent"),
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
     "model": ("ScoreModel",),
+    "model_statistics": ("fit_dpm_v3", "fit_statistics"),
     "ode": ("decode", "encode", "flow"),
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
     "thresholding": ("Thresholded",),
-    "tuning": ("tune",),
+    "tuning": ("load_solver", "tune"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
     "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
-    "ode", "peers", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
+    "ode", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
     "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
@@ -66,8 +69,9 @@ __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
-    "fit_gits", "flow", "guidance", "interop", "latent", "log_prob", "march", "metrics", "nn", "ode", "report",
-    "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tuning",
+    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver", "log_prob",
+    "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers", "table_times",
+    "targets", "training", "tune", "tuning",
 ]  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class Misfit:
         >>> round(Misfit.of(VE(), x).shift, 2)  # 8/50
         0.16
         """
-        flat = x.detach().flatten(1)
+        flat = x.detach().reshape(len(x), -1)  # scalars too
         variance, mean = torch.var_mean(flat, 0, correction=0)
         square = mean.square() - _SURE**2 * variance / len(flat)
         worst = torch.stack([square.max(), variance.max(), (mean.square() + variance).max(), variance.mean()])
@@ -77,7 +77,7 @@ def warn_of_start(process: Process, samples: Float[Tensor, "n *event"]) -> None:
     """
     if samples.device.type != "cpu" or len(samples) < FEWEST:
         return
-    largest = samples.detach().flatten(1).mean(0).abs().max().item()
+    largest = samples.detach().reshape(len(samples), -1).mean(0).abs().max().item()
     if not math.exp(process.half_log_snr(process.t_max)) * largest > MATERIAL:  # as good as always: one pass will do
         return
     misfit = Misfit.of(process, samples)

@@ -1,9 +1,11 @@
 r"""Counter-based normal numbers: a pure function of (seed, draw, sample, element), and where a run's z come from.
 
 Sample i of a run gets the same numbers whatever the batch split, the process count or the device
-(up to the rounding of log, cos and sqrt there), and a draw that is not used costs nothing. The bits are
-SplitMix64 (Steele et al. 2014) of a key per (seed, draw, sample) and a counter per element, in int64 arithmetic,
-which wraps alike everywhere; each 64-bit word gives two normals by Box–Muller.
+(up to the rounding of log, cos and sin there), and a draw that is not used costs nothing. Each pair of elements has a
+counter, of which a 64-bit hash gives two normals by Box–Muller. The hash, twice x ← C·(x ⊕ x⫸32) and once more
+x ⊕ x⫸32, is one kernel an operation: a word's two halves are two int32 tensors without a copy, so ⊕ needs no shift
+and no mask, and int64 products wrap alike everywhere. A run
+makes its counters once; a draw then is 14 kernels, and small draws are made several at once.
 
 A solver asks for z over intervals of λ, and a source of ``SOURCES`` answers: ``independent`` with one draw for each
 interval of the run, ``brownian`` with the increments of one path W that depends on (seed, sample) alone, so that
@@ -13,8 +15,8 @@ runs on different grids, or with different solvers, can be compared path by path
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ Source = Callable[[int, Sequence[Interval], Tensor, Sequence[int], torch.dtype],
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_FACTOR = 0xD6E8FEB86659FD93
 _WORD = (1 << 64) - 1
 
 
@@ -38,16 +41,20 @@ def _signed(word: int) -> int:
 
 
 def _mix_int(word: int) -> int:
+    """SplitMix64's mix (Steele et al. 2014)."""
     for shift, factor in _ROUNDS:
         word = ((word ^ (word >> shift)) * factor) & _WORD
     return word ^ (word >> 31)
 
 
 def _mix(words: Tensor) -> Tensor:
-    for shift, factor in _ROUNDS:
-        high = (words >> shift).bitwise_and_((1 << (64 - shift)) - 1)  # torch shifts the sign in: mask it off
-        words = high.bitwise_xor_(words).mul_(_signed(factor))
-    return (words >> 31).bitwise_and_((1 << 33) - 1).bitwise_xor_(words)
+    """Hash each word, in place."""
+    low, high = words.unsqueeze(-1).view(torch.int32).unbind(-1)
+    for _ in range(2):
+        low.bitwise_xor_(high)
+        words.mul_(_signed(_FACTOR))
+    low.bitwise_xor_(high)
+    return words
 
 
 def key(*parts: int) -> int:
@@ -82,22 +89,70 @@ def normal(
     >>> torch.equal(z[2:], normal(0, 0, torch.arange(2, 4), (2, 3)))
     True
     """
-    exact = _at_least_float32(dtype)
-    rows = _mix(samples * _signed(_GOLDEN) + _signed(key(seed, draw)))
-    return _normals(rows, math.prod(event), exact).reshape(-1, *event).to(dtype)
+    keys = torch.full((1,), _signed(key(seed, draw)), device=samples.device)
+    return _draw(_counters(key(seed), samples, event), keys, event, dtype)[0]
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def _normals(rows: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """[*rows, count] standard normals, one stream for each 64-bit word of ``rows``."""
-    counters = torch.arange(1, (count + 1) // 2 + 1, device=rows.device) * _signed(_GOLDEN)
-    words = _mix(rows[..., None] + counters)
-    radius = ((words >> 32) & 0xFFFFFFFF).to(dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-    angle = (words & 0xFFFFFFFF).to(dtype).mul_(2 * math.pi * 2.0**-32)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[..., :count]
+def _counters(stream: int, samples: Tensor, event: Sequence[int]) -> Tensor:
+    """[batch, pairs]: a stretch of a Weyl sequence for each sample, that starts at a hash of its number."""
+    rows = _mix(samples * _signed(_GOLDEN) + _signed(stream))
+    pairs = torch.arange(1, (math.prod(event) + 1) // 2 + 1, device=samples.device)
+    return torch.add(rows[:, None], pairs, alpha=_signed(_GOLDEN))
+
+
+_CACHED, _AT_ONCE = 2**16, 2**21
+
+
+def _most(device: torch.device) -> int:
+    """Words to hash at once: on a CPU what stays in each core's cache, elsewhere a bound on the memory."""
+    return _CACHED * torch.get_num_threads() if device.type == "cpu" else _AT_ONCE
+
+
+def _blocks(counters: Tensor, times: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of [batch, pairs] to hash at once, each counter ``times`` times."""
+    (batch, pairs), most = counters.shape, max(1, _most(counters.device) // times)
+    down, across = max(1, most // max(1, pairs)), max(1, math.ceil(pairs / max(1, math.ceil(pairs / most))))
+    for row in range(0, batch, down):
+        for column in range(0, pairs, across):
+            yield slice(row, row + down), slice(column, column + across)
+
+
+_HALF = {dtype: torch.tensor(2.0**-32, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def _polar(words: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Radius and angle of a point of the plane, normal in both coordinates, from each word; overwrites the words."""
+    # a whole number times a power of two, plus half of one: the same whether fused or rounded twice
+    halves = torch.add(_HALF[dtype], _mix(words).unsqueeze(-1).view(torch.int32), alpha=2.0**-31)
+    angle, uniform = halves.unbind(-1)  # in [−1, 1], never 0
+    return uniform.pow(-2).log_().sqrt_(), angle * math.pi  # √(−2 log|u|)
+
+
+def _draw(counters: Tensor, keys: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[draws, batch, *event] for the keys of several draws."""
+    exact, shifts = _at_least_float32(dtype), keys[:, None, None]
+    (batch, pairs), draws = counters.shape, len(keys)
+    out = torch.empty(draws, batch, 2, pairs, dtype=exact, device=counters.device)
+    for rows, columns in _blocks(counters, draws):
+        radius, angle = _polar(counters[rows, columns] + shifts, exact)
+        place = out[:, rows, :, columns]
+        torch.cos(angle, out=place[:, :, 0])
+        torch.sin(angle, out=place[:, :, 1])
+        place.mul_(radius.unsqueeze(2))
+    return _unpaired(out, event, dtype)
+
+
+def _unpaired(pairs: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[…, *event] from […, 2, pairs]; of the last pair one number may be left over."""
+    return pairs.flatten(-2)[..., : math.prod(event)].reshape(*pairs.shape[:-2], *event).to(dtype)
+
+
+def _keys(keys: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([_signed(one) for one in keys]).to(device, non_blocking=True)
 
 
 _END, _LEVELS = 64.0, 21
@@ -105,7 +160,6 @@ LEAF = 2 * _END / 2**_LEVELS
 """Resolution of the Brownian path in λ: its law is exact for points of which no two lie in one cell of this width."""
 REACH = 40.0
 """The Brownian path serves λ from −40 to 40: the pins at ±64 change a variance there by e^{−48}."""
-_BLOCK = 2**21  # numbers hashed at once
 _TREE = 0x7EE
 
 
@@ -155,20 +209,53 @@ def path(
     """
     if not -REACH <= half_log_snr <= REACH:
         raise ValueError(f"half_log_snr={half_log_snr}: a Brownian path serves values from -{REACH} to {REACH}")
-    cell, weights = _bridge_weights(half_log_snr)
-    count, exact, device = math.prod(event), _at_least_float32(dtype), samples.device
-    nodes = torch.full((_LEVELS + 1,), cell, device=device) >> torch.arange(_LEVELS, -1, -1, device=device)
-    keys = _mix(nodes * _signed(_GOLDEN) + _signed(key(seed, _TREE)))
-    rows = _mix(samples * _signed(_GOLDEN) + keys[:, None])
-    total = torch.zeros(len(samples), count, dtype=exact, device=device)
-    for part, factors in _blocks(rows, weights, max(1, _BLOCK // max(1, total.numel()))):
-        for z, factor in zip(_normals(part, count, exact), factors):
-            total.add_(z, alpha=factor)
-    return total.reshape(-1, *event).to(dtype)
+    return _paths(seed, [half_log_snr], samples, event, dtype)(half_log_snr)
 
 
-def _blocks(rows: Tensor, weights: list[float], size: int) -> list[tuple[Tensor, list[float]]]:
-    return [(rows[i : i + size], weights[i : i + size]) for i in range(0, len(weights), size)]
+def _paths(
+    seed: int, points: Sequence[float], samples: Tensor, event: Sequence[int], dtype: torch.dtype
+) -> Callable[[float], Tensor]:
+    """U at any of ``points``, whose places in the tree are put on the device at once."""
+    number = {point: i for i, point in enumerate(points)}
+    cells, weights = zip(*map(_bridge_weights, points))
+    device, exact = samples.device, _at_least_float32(dtype)
+    keys = _node_keys(seed, torch.tensor(cells)).to(device, non_blocking=True)
+    factors = torch.tensor(weights, dtype=exact).T.contiguous().to(device, non_blocking=True)
+    counters = _counters(key(seed, _TREE), samples, event)
+
+    def at(point: float) -> Tensor:
+        column = slice(number[point], number[point] + 1)
+        return _unpaired(_climb(counters, keys[:, column], factors[:, column]), event, dtype)
+
+    return at
+
+
+def _node_keys(seed: int, cells: Int[Tensor, "points"]) -> Tensor:
+    """[22, points]: a key for each leaf's ancestors and itself, of another stream than the samples'."""
+    nodes = torch.stack([cells >> level for level in range(_LEVELS, -1, -1)])
+    return _mix(nodes * _signed(_GOLDEN) + _signed(key(seed, _TREE, 1)))
+
+
+def _climb(counters: Tensor, keys: Tensor, factors: Tensor) -> Tensor:
+    """Σ factor·z over a tree's nodes, [batch, 2, pairs]; keys and factors [nodes, batch], or [nodes, 1]."""
+    nodes, (batch, pairs) = len(keys), counters.shape
+    keys, factors = keys.expand(nodes, batch)[..., None], factors.expand(nodes, batch)[..., None]
+    out = torch.empty(batch, 2, pairs, dtype=factors.dtype, device=counters.device)
+    for rows, columns in _blocks(counters, nodes):
+        radius, angle = _polar(counters[rows, columns] + keys[:, rows], factors.dtype)
+        radius.mul_(factors[:, rows])
+        for side, turn in enumerate((torch.cos, torch.sin)):
+            out[rows, side, columns] = _halved(turn(angle).mul_(radius))
+    return out
+
+
+def _halved(terms: Tensor) -> Tensor:
+    """Σ over the first dimension, half on half: in one order whatever the shape, unlike ``sum``. Overwrites."""
+    while (count := len(terms)) > 1:
+        half = count // 2
+        terms[:half].add_(terms[count - half :])
+        terms = terms[: count - half]
+    return terms[0]
 
 
 def _places(half_log_snr: Tensor) -> Tensor:
@@ -205,20 +292,12 @@ def paths(
     >>> torch.allclose(paths(7, places, samples, (2,), torch.float64), torch.cat(each), rtol=0, atol=1e-12)
     True
     """
-    cell, *factors = lanewise(_places, half_log_snr).unbind()
-    count, exact = math.prod(event), _at_least_float32(dtype)
-    total = torch.zeros(len(samples), count, dtype=exact, device=samples.device)
-    size = max(1, _BLOCK // max(1, total.numel()))
-    for first in range(0, len(factors), size):
-        part = factors[first : first + size]
-        nodes = torch.stack([cell.long() >> (_LEVELS - first - i) for i in range(len(part))])
-        rows = _mix(samples * _signed(_GOLDEN) + _mix(nodes * _signed(_GOLDEN) + _signed(key(seed, _TREE))))
-        for z, factor in zip(_normals(rows, count, exact), part):
-            total = total + factor.to(exact)[:, None] * z
-    return total.reshape(-1, *event).to(dtype)
+    places = lanewise(_places, half_log_snr)
+    keys, counters = _node_keys(seed, places[0].long()), _counters(key(seed, _TREE), samples, event)
+    return _unpaired(_climb(counters, keys, places[1:].to(_at_least_float32(dtype))), event, dtype)
 
 
-_REUSED = 4  # draws that the rows of one step share
+_REUSED = 4  # draws, or points of the path, that the rows of one step share
 
 
 def independent(
@@ -230,8 +309,17 @@ def independent(
     >>> torch.equal(draw(1.0, 2.0), normal(0, 2, torch.arange(3), (2,)))
     True
     """
-    numbers = {interval: number for number, interval in enumerate(intervals, start=1)}
-    return lru_cache(_REUSED)(lambda start, end: normal(seed, numbers[start, end], samples, event, dtype))
+    numbers = {interval: number for number, interval in enumerate(intervals)}
+    size = max(1, _most(samples.device) // max(1, len(samples) * math.prod(event)))  # small draws are made together
+    counters = cache(lambda: _counters(key(seed), samples, event))  # not made where nothing is drawn
+    keys = cache(lambda: _keys([key(seed, number + 1) for number in range(len(intervals))], samples.device))
+    together = lru_cache(_REUSED)(lambda first: _draw(counters(), keys()[first : first + size], event, dtype))
+
+    def draw(start: float, end: float) -> Tensor:
+        group, place = divmod(numbers[start, end], size)
+        return together(group * size)[place]
+
+    return draw
 
 
 def brownian(
@@ -245,10 +333,12 @@ def brownian(
     >>> torch.allclose(one(0.0, whole) * math.sqrt(2), other(0.0, half) + other(half, whole))
     True
     """
-    for end in (end for interval in intervals for end in interval):
+    ends = list(dict.fromkeys(end for interval in intervals for end in interval))
+    for end in ends:
         if not -REACH <= end <= REACH:
             raise ValueError(f"noise='brownian' serves half_log_snr from -{REACH} to {REACH}, the run reaches {end}")
-    at = lru_cache(_REUSED)(lambda point: path(seed, point, samples, event, _at_least_float32(dtype)))
+    places = cache(lambda: _paths(seed, ends, samples, event, _at_least_float32(dtype)))
+    at = lru_cache(_REUSED)(lambda point: places()(point))
 
     def draw(start: float, end: float) -> Tensor:
         rest, scale = math.exp(start - end), 1 / math.sqrt(-math.expm1(2 * (start - end)))

@@ -75,7 +75,13 @@ def space_of(model: object) -> str:
 
 
 def march(
-    plan: Plan, model: Model, x: Tensor, draw: Draws, correct: Correct | None = None, **conditions: Any
+    plan: Plan,
+    model: Model,
+    x: Tensor,
+    draw: Draws,
+    correct: Correct | None = None,
+    look: bool = True,
+    **conditions: Any,
 ) -> Iterator[tuple[Knot, Tensor]]:
     """Run the plan's rows from x and yield each committed (knot, x). Differentiable; no host read.
 
@@ -83,6 +89,7 @@ def march(
 
     ``draw(start, end)`` gives the unit Wiener increment over that λ-interval, of x's shape.
     ``correct(before, knot, x)`` gives what takes the place of x after each step, except where x is denoised.
+    ``look``: whether what is yielded before the end is looked at: a row's ``shown`` is made only then.
 
     >>> from sdekit import ScoreModel, VP
     >>> plan = get("ddim").plan(VP(), nfe=3, final="none")
@@ -101,20 +108,19 @@ def march(
         x, here = combine(row, anchor, history, draw), row.to
         if row.commit:
             x = correct(before, here, x) if correct is not None and here.sigma > 0 else x
+            shown = row.shown if look else None
+            state = (here, x) if shown is None else (shown.to, combine(shown, anchor, history, draw))
             anchor, before = x, here
-            yield here, x
+            yield state
 
 
 def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
-    for b, F in zip(row.history, history):  # noqa: N806
-        x = x + b * F if isinstance(b, Tensor) else x.add_(F, alpha=b)
-    if row.shift is not None:
-        x = x + row.shift
-    for c in row.noise:
-        x = x + c.coefficient * draw(c.start, c.end)
-    return x
+    terms = [*zip(row.history, history), *((c.coefficient, draw(c.start, c.end)) for c in row.noise)]
+    for factor, term in terms:
+        x = x + factor * term if isinstance(factor, Tensor) else x.add_(term, alpha=factor)
+    return x if row.shift is None else x + row.shift
 
 
 @in_evaluation_mode
@@ -197,6 +203,8 @@ def sample(
     dtype = dtype if start is None else start.dtype
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     plan = plan.to(where, dtype, event)
+    rows = plan.fused if corrector is None else plan  # corrections need the states between themselves
+    look = keep == "all" or callback is not None
     before, batches = model.nfe, range(0, n, size)
     kept: Tensor | None = None
     with progress_bar(progress, len(batches) * sum(row.commit for row in plan.rows)) as advance:
@@ -207,7 +215,7 @@ def sample(
             parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
-            for step, (knot, x) in enumerate(march(plan, model, x, draw, correct, **parts)):
+            for step, (knot, x) in enumerate(march(rows, model, x, draw, correct, look, **parts)):
                 states = [*states, x] if keep == "all" else [x]
                 if callback is not None:
                     callback(step, knot.t, x)

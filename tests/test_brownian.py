@@ -96,8 +96,9 @@ def test_a_batch_split_changes_no_bit(size, event, point, seed):
 
 def test_blocks_change_no_bit(monkeypatch):
     whole = path(3, 0.1, torch.arange(4), (6,))
-    monkeypatch.setattr("sdekit.noise._BLOCK", 48)
-    assert torch.equal(path(3, 0.1, torch.arange(4), (6,)), whole)
+    for size in (1, 22, 48, 100):
+        monkeypatch.setattr("sdekit.noise._CACHED", size)
+        assert torch.equal(path(3, 0.1, torch.arange(4), (6,)), whole)
 
 
 def test_seeds_samples_and_elements_have_paths_of_their_own():

@@ -182,7 +182,8 @@ def test_train_digits_is_offered() -> None:
 
 def test_progress_without_a_terminal_is_a_line_a_cell(tmp_path: Path) -> None:
     done = sdekit("compare", "--target", "gaussian", *SMALL, "--out", str(tmp_path))
-    lines = done.stderr.splitlines()
+    cost, *lines = done.stderr.splitlines()
+    assert cost.endswith(" network evaluations, each of one sample")
     assert [line.partition("] ")[2] for line in lines] == [
         "exact endpoint", "check of the endpoint",
         "ddim, auto, NFE 4", "heun, auto, NFE 4", "ddim, auto, NFE 5", "heun, auto, NFE 5",

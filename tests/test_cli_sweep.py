@@ -15,8 +15,9 @@ import torch
 from typer.testing import CliRunner
 
 import sdekit as sk
-from sdekit import cli, peers
+from sdekit import cli
 from sdekit.cli.workers import is_first
+from sdekit.interop import peers
 
 
 def sdekit(*words: str) -> Any:
@@ -40,6 +41,15 @@ def test_a_file_gives_the_options_and_what_is_typed_wins(tmp_path: Path) -> None
     assert "means over seeds 0, 1" in done.stdout
     # two solvers, two seeds, six evaluations of 32 samples, and both seeds' endpoints with their checks
     assert f"{2 * 2 * 6 * 32 + 2 * (150 + 200) * 32:,} network evaluations" in done.stderr
+
+
+def test_metrics_are_chosen_by_name(tmp_path: Path) -> None:
+    few = ["--solvers", "ddim", "--nfe", "5", "--samples", "20", "--out", str(tmp_path)]
+    assert sdekit("compare", "--target", "gaussian", *few, "--metrics", "energy,1-coverage").exit_code == 0
+    assert [set(record["metrics"]) for record in records(tmp_path)] == [{"energy", "1-coverage"}]
+    failed = sdekit("compare", "--target", "gaussian", *few, "--metrics", "coverage")
+    assert failed.exit_code == 2
+    assert "did you mean '1-coverage'" in failed.stderr
 
 
 @pytest.mark.parametrize(

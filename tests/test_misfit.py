@@ -21,7 +21,8 @@ def test_standardised_data_warn_of_nothing(process):
     """Nor do images in [0, 1] or [−1, 1]: warnings are errors here."""
     dark = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0)) ** 3
     for n in (16, 100, 5000):
-        for x in (normal(n, 2), normal(n, 300), dark, 2 * dark - 1, normal(n, 3, mean=1.5), normal(n, 2, std=2.0)):
+        near = (normal(n), normal(n, 2), normal(n, 300), normal(n, 3, mean=1.5), normal(n, 2, std=2.0))  # scalars too
+        for x in (*near, dark, 2 * dark - 1):
             warn_of_start(process, x)
             warn_of_data(process, x, "x")
 

@@ -248,3 +248,39 @@ def test_options_need_a_rule():
         register("unruled", order=1, predicts="eps", reference="")(lambda grid, *, eta=0.5: iter(()))
     assert str(OneOf(1, 2)) == "one of 1, 2"
     assert Draw(1.0, 0.0, 1.0) == Draw(1.0, 0.0, 1.0)
+
+
+FUSED = ["unipc-1", "unipc-2(variant='bh1')", "unipc-3(start='single-step')", "unipc-4", "unipc-3(lower_order_below=0)"]
+
+
+@pytest.mark.parametrize("solver", FUSED)
+@pytest.mark.parametrize("process", [sk.VP(), sk.VE(), sk.Flow()], ids=lambda process: type(process).__name__)
+def test_fused_rows_give_the_same_result(solver, process):
+    """One combination for each evaluation but two; what is looked at are the table's own states."""
+    model = sk.ScoreModel(lambda x, t: torch.tanh(x + t.reshape(-1, 1)), process, predicts="x0")
+    no_noise = lambda start, end: torch.zeros(())  # noqa: E731
+    for nfe, final in [(5, "none"), (9, "reuse"), (10, "denoise"), (30, "none")]:
+        arguments = {"solver": solver, "nfe": nfe, "final": final, "seed": 1, "dtype": torch.float64}
+        plan = get(solver).plan(process, nfe=nfe, final=final)
+        assert plan.fused.nfe == nfe
+        assert len(plan.fused.rows) <= nfe + 2
+        assert nfe == 5 or len(plan.fused.rows) < len(plan.rows)
+        seen = sk.sample(model, (6, 2), keep="all", **arguments)
+        assert torch.equal(sk.sample(model, (6, 2), **arguments).x, seen.x)
+        times, states = zip(*((knot.t, x) for knot, x in sk.march(plan, model, seen.trajectory[0], no_noise)))
+        assert seen.t[1:] == times
+        torch.testing.assert_close(seen.trajectory[1:], torch.stack(states), rtol=1e-12, atol=1e-12)
+
+
+def test_what_cannot_be_fused_stays():
+    for solver in ("ddim", "ddpm", "dpmpp-2m", "sa-solver", "dpm-solver-3", "edm", "restart"):
+        plan = get(solver).plan(sk.VP(), nfe=12)
+        assert plan.fused is plan
+    start, middle, end = (sk.VP().knot(t) for t in (1.0, 0.5, 0.1))
+    rows = (
+        Row(to=middle, anchor=0.5, history=(0.1,)),
+        Row(to=end, anchor=0.1, history=(0.2,), evaluate=False, commit=False),
+        Row(to=end, anchor=0.3, history=(0.2, 0.1)),  # more of the anchor than the row before has
+    )
+    plan = Plan(start, rows, "x0")
+    assert plan.fused is plan

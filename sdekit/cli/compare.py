@@ -39,6 +39,7 @@ def compare(
     solvers: Annotated[str, typer.Option(help='Comma-separated, e.g. "heun,ddim(eta=0.5)", or "all".')] = "",
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated.")] = "5,10,20,50",
     grid: Annotated[str, typer.Option(help='Time grids, comma-separated, e.g. "logsnr,karras(rho=5)".')] = "auto",
+    metrics: Annotated[str, typer.Option(help='Comma-separated, e.g. "energy,kernel,1-recall".')] = "",
     samples: Annotated[
         int | None, typer.Option(help=f"Samples in each cell; default {SAMPLES}, or half of the data if that is less.")
     ] = None,
@@ -79,7 +80,7 @@ def compare(
             result = measure(
                 subject.model, subject.reference, solvers=specs, nfe=numbers, grid=grids, samples=samples, seed=seeds,
                 real=subject.real, features=subject.features, target=subject.name, out=folder, progress=progress,
-                batch_size=batch_size, **conditions,
+                batch_size=batch_size, metrics=options.names(metrics) or None, **conditions,
             )  # fmt: skip
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
@@ -101,7 +102,7 @@ def _tell(result: Comparison, folder: Path) -> None:
 
 
 def _peers(wanted: bool) -> list[Function]:
-    from sdekit.peers import PEERS, installed
+    from sdekit.interop.peers import PEERS, installed
 
     found = installed() if wanted else []
     if wanted and not found:

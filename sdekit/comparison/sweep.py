@@ -31,20 +31,19 @@ from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, che
 from sdekit.comparison.ruler import (
     Features,
     Ruler,
-    against_endpoint,
-    against_endpoint_left_out,
     checked_data,
+    chosen,
 )
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
-from sdekit.metrics import METRICS
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.results import OUT_OF_MEMORY, PREVIEW, Cell, Store
 from sdekit.sampling import Model, as_rows, batched, check_conditions, space_of
 from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
+from sdekit.targets import Target
 
 Samples = Float[Tensor, "_ *_"] | np.ndarray
 Progress = Callable[[str, int, int], None]
@@ -103,13 +102,16 @@ def compare(
     seed: int | Sequence[int] = 0,
     real: Samples | None = None,
     features: Features | None = None,
+    metrics: str | Sequence[str] | None = None,
+    law: Target | None = None,
+    train: Samples | None = None,
     target: str = "model",
     out: str | Path | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Comparison:
-    r"""Measure each solver × grid × NFE × seed on ``model`` by every metric in ``metrics.METRICS``.
+    r"""Measure each solver × grid × NFE × seed on ``model`` by metrics of ``metrics.METRICS``.
 
     Args:
         model: a ``ScoreModel``, or what wraps one; samples are drawn on its device, measured on the CPU.
@@ -127,6 +129,9 @@ def compare(
             shows their mean.
         real: more real data, for the floor: as many of it as ``samples``. None splits ``reference`` in halves.
         features: f(x [n, *event]) -> [n, k] for metrics in a feature space (the Fréchet distance).
+        metrics: names in ``metrics.METRICS``; by default ``metrics.DEFAULT``, the cheap ones.
+        law: the data's exact law, of ``sdekit.targets``, for metrics that need its density or modes.
+        train: data that the network was trained on, for metrics that look for copies of them.
         target: what the records call the model.
         out: a folder for ``results.jsonl`` and samples. A model or feature map that holds what cannot be read, such
             as a generator or a lock, is warned of: its cells are computed again in each run. The same call in other
@@ -144,7 +149,7 @@ def compare(
     >>> target = Gaussian(torch.zeros(2), torch.eye(2))
     >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
     >>> sorted(result.cells[0].metrics)
-    ['energy', 'frechet', 'rmse', 'sliced_wasserstein']
+    ['energy', 'frechet', 'median_error', 'q90_error', 'rmse', 'sliced_wasserstein']
     """
     check_count("samples", samples, 2, "a distance between sets needs at least 2")
     rows, seeds = contenders(solvers, grid, nfe), _seeds(seed)
@@ -154,7 +159,11 @@ def compare(
     data = checked_data("reference", reference)
     warn_of_start(model.process, data)
     more = None if real is None else checked_data("real", real)
-    ruler = Ruler.make(data, more, features, samples, _identity("features", features, out))
+    given = {"law": law, "train": None if train is None else checked_data("train", train)}
+    given = {name: thing for name, thing in given.items() if thing is not None}
+    measured = chosen(metrics, given)
+    embedding = _identity("features", features, out) + "".join(_identity(name, given[name], out) for name in given)
+    ruler = Ruler.make(data, more, features, samples, embedding, measured, given)
     jobs = [Job(model, (samples, *data.shape[1:]), one, batch_size, conditions) for one in seeds]
     store = Store(None if out is None else Path(out))
     target = target if space_of(model) == "data" else f"{target}, {space_of(model)}"
@@ -204,8 +213,9 @@ class _Run:
     def _cell(self, row: Contender, job: Job, plan: str, note: str) -> Cell:
         process, n = job.model.process, job.shape[0]
         ends = self.endpoint_keys[job.seed]
-        shared = (self.network, self.behaviour, self.ruler.digest, ends, plan, note, GROUPS, *METRICS)
-        key = identify((row.solver, row.grid, row.nfe, job.shape, job.seed, self.target, *shared))
+        shared = (self.network, self.behaviour, self.ruler.digest, ends, plan, note, GROUPS)
+        asked = (row.solver, row.grid, row.nfe, job.shape, job.seed, self.target)
+        key = identify((*asked, *shared, *sorted(self.ruler.metrics)))
         return Cell(
             self.target, str(process), row.solver, row.grid, row.nfe, n, job.seed, row.stochastic, note=note,
             device=str(job.model.device), versions=_versions(), network=self.network, data=self.ruler.digest,
@@ -238,7 +248,7 @@ class _Run:
     def cost(self, cells: Sequence[Cell]) -> int:
         """Network evaluations of those cells, as far as it is known, with the endpoints that they need."""
         cells = [cell for cell in cells if not cell.note]
-        seeds = {cell.seed for cell in cells if not cell.stochastic}
+        seeds = {cell.seed for cell in cells if not cell.stochastic and self.ruler.paired}
         fresh = sum(job.seed in seeds and not self.store.load(self.endpoint_keys[job.seed]) for job in self.jobs)
         n = self.jobs[0].shape[0]
         return sum(cell.nfe * n for cell in cells) + fresh * (ENDPOINT[1] * n + CHECK[1] * min(CHECKED, n))
@@ -259,13 +269,13 @@ class _Run:
         found = self.store.once(self.endpoint_keys[job.seed], both)
         if not all(bool(x.isfinite().all()) for x in found.values()):
             return None, {}
-        return found["x"], against_endpoint(found["x"][: len(found["check"])], found["check"])
+        return found["x"], self.ruler.against_endpoint(found["x"][: len(found["check"])], found["check"])
 
     def measure(self, cell: Cell, row: Contender, job: Job) -> tuple[Cell, Tensor | None]:
         """The cell with its metrics, and its samples."""
         if cell.note:
             return cell, None
-        endpoint, error = (None, {}) if cell.stochastic else self.endpoint(job)
+        endpoint, error = (None, {}) if cell.stochastic or not self.ruler.paired else self.endpoint(job)
         tick = self.ticker.start(f"{cell.solver}, {cell.grid}, NFE {cell.nfe or '…'}")
         try:
             x, evaluations, seconds, peak = timed(row, job, tick)
@@ -282,8 +292,8 @@ class _Run:
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
         metrics, rest = self.ruler.against_data(x), self.ruler.left_out(x)
         if endpoint is not None:
-            metrics = against_endpoint(x, endpoint) | metrics
-            rest |= against_endpoint_left_out(x, endpoint)
+            metrics = self.ruler.against_endpoint(x, endpoint) | metrics
+            rest |= self.ruler.against_endpoint_left_out(x, endpoint)
         return replace(cell, metrics=metrics, jackknife=rest), x
 
     def result(self, keys: Sequence[str]) -> Comparison:
@@ -291,8 +301,7 @@ class _Run:
         cells = [self.store.cells[key] for key in keys]
         previews = {cell.key: found["x"] for cell in cells if (found := self.store.load(cell.key))}
         floors = [cell.floor for cell in cells if cell.floor]
-        paired = {name for name, metric in METRICS.items() if metric.paired}
-        known = {name: [floor[name] for floor in floors if name in floor] for name in paired}
+        known = {name: [floor[name] for floor in floors if name in floor] for name in self.ruler.paired}
         floor = {**self.ruler.floor, **{name: max(values) for name, values in known.items() if values}}
         space = space_of(self.jobs[0].model)
         return Comparison(tuple(cells), floor, self.ruler.spread, previews, self.ruler.data[:PREVIEW], space)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
 from sdekit.metrics import METRICS
+from sdekit.plots.style import COLOURS as _COLOURS
 from sdekit.ranking import columned, over_seeds
 from sdekit.report.tables import heading
 
-# Okabe & Ito's colours that differ for every common colour blindness and show on white; with the markers
-# each solver is told apart twice
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# with the markers each solver is told apart twice
 _MARKERS = "osD^vPX<>*hpd8"
 _IMAGES = 8  # images in one cell of the contact sheet
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
 from sdekit.names import Between, OneOf
@@ -16,12 +17,13 @@ __all__ = [
     "DATA", "Between", "Draw", "OneOf", "Plan", "Row", "Solver", "Statistics", "exponential", "full_steps", "get",
     "names", "phi", "quadrature", "register", "starting",
 ]  # fmt: skip
-_FITS = {"fit_dpm_v3": "model_statistics", "fit_statistics": "model_statistics", "load": "tuning"}
+_FITS = {"fit_dpm_v3": "fit_dpm_v3", "fit_statistics": "fit_statistics", "load": "load_solver"}
+"""What makes or reads solvers of a model, by its name in the package's root."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FITS:  # they sample, differentiate or identify the model, far above this package
-        return getattr(importlib.import_module(f"sdekit.{_FITS[name]}"), name)
+    if name in _FITS:  # they sample, differentiate or identify the model, far above this package: the root knows where
+        return getattr(sys.modules["sdekit"], _FITS[name])
     raise AttributeError(f"module 'sdekit.solvers' has no attribute {name!r}")
 
 

@@ -96,8 +96,8 @@ def auto_sde(grid: Grid) -> Iterator[Row]:
     """The stochastic solver and grid whose samples were nearest to the data: for the look of samples, not for the ODE.
 
     Noise corrects what the network gets wrong, which from some twenty evaluations on is all that is left of an ODE's
-    error. A network that is told labels may be so good that it does not pay: see the page on ``auto``. With ``grid=``
-    it is ``dpmpp-2m-sde(eta=0.5)``.
+    error. It was chosen on networks of images, and on other problems it is often the worse one: see the page on
+    ``auto``. With ``grid=`` it is ``dpmpp-2m-sde(eta=0.5)``.
     """
     safe = get(SDE_SAFE)
     yield from safe.rows(grid, **dict(safe.options))

@@ -42,7 +42,7 @@ def write(plan: Tuned, path: str | os.PathLike[str]) -> None:
     write_whole(path, (json.dumps(contents, indent=1) + "\n").encode())
 
 
-def load(path: str | os.PathLike[str], model: Model | None = None, *, force: bool = False) -> Tuned:
+def load_solver(path: str | os.PathLike[str], model: Model | None = None, *, force: bool = False) -> Tuned:
     """The solver that ``Tuned.save`` wrote.
 
     Args:
