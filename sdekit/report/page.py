@@ -97,8 +97,8 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
 
 def _section(result: Comparison, about: About, image: bytes, key: str, drawn: list[Chart]) -> str:
     parts = [f'<section class="run" id="{key}" aria-labelledby="{key}-title">', _opening(result, about, key)]
-    parts += [_filters(result, key)]
     names = measured(result.cells)
+    parts += [_filters(result, key), _contents(names, key)]
     parts += [_metric(result, metric, f"{key}-{metric}", drawn) for metric in names]
     parts += [adaptive(result, names), reaching(result, names), costs(result), _lost(result), _samples(result, image)]
     return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
@@ -120,6 +120,11 @@ def _filters(result: Comparison, key: str) -> str:
     switches = '<button type="button" data-all="1">all</button><button type="button" data-all="">none</button>'
     sets = [f"<fieldset><legend>{label}</legend>{switches}{''.join(boxes)}</fieldset>" for label, boxes in groups]
     return f'<form class="filters" aria-label="Show" aria-controls="{key}">{"".join(sets)}</form>'
+
+
+def _contents(names: Sequence[str], key: str) -> str:
+    links = "".join(f'<li><a href="#{key}-{name}">{escape(METRICS[name].label)}</a></li>' for name in names)
+    return f'<nav aria-label="Metrics"><ul>{links}</ul></nav>'
 
 
 def _box(kind: str, value: str, swatch: str) -> str:
