@@ -85,11 +85,17 @@ def _line(result: Comparison, cells: Sequence[Cell], metric: str, of: Callable[[
 def _point(cell: Cell, metric: str, cost: float) -> Chart:
     value, half = shown(cell, metric)
     text = f"{value} ± {half}" if half else value
-    point = {"x": cost, "y": cell.metrics[metric]}
+    y = cell.metrics[metric]
+    point = {"x": _short(cost), "y": _short(y)}
     if half:  # a logarithmic axis has no place for an end below 0: such a bar leaves at the bottom
-        point |= {"yMin": max(point["y"] - float(half), point["y"] / 1e3), "yMax": point["y"] + float(half)}
+        point |= {"yMin": _short(max(y - float(half), y / 1e3)), "yMax": _short(y + float(half))}
     about = f"NFE {cell.nfe}, {cell.grid}, {taken(cell):.4g} evaluations, {cell.seconds:.3g} s"
     return {**point, "value": text, "about": about}
+
+
+def _short(value: float) -> float:
+    """Six digits, which no picture tells from more."""
+    return float(f"{value:.6g}")
 
 
 def _floor(value: float, costs: Sequence[float]) -> Chart:

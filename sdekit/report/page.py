@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from importlib import resources
@@ -98,9 +98,10 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
 def _section(result: Comparison, about: About, image: bytes, key: str, drawn: list[Chart]) -> str:
     parts = [f'<section class="run" id="{key}" aria-labelledby="{key}-title">', _opening(result, about, key)]
     names = measured(result.cells)
+    mean = replace(result, cells=tuple(over_seeds(result.cells)))  # once, not for each table
     parts += [_filters(result, key), _contents(names, key)]
-    parts += [_metric(result, metric, f"{key}-{metric}", drawn) for metric in names]
-    parts += [adaptive(result, names), reaching(result, names), costs(result), _lost(result), _samples(result, image)]
+    parts += [_metric(mean, metric, f"{key}-{metric}", drawn) for metric in names]
+    parts += [adaptive(mean, names), reaching(mean, names), costs(mean), _lost(result), _samples(result, image)]
     return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
 
 
@@ -182,7 +183,8 @@ def _notes(result: Comparison) -> str:
         )
     if any(cell.grid == ADAPTIVE for cell in result.cells):
         notes.append("Adaptive methods take what their tolerance asks for: they have no column and no rank.")
-    link = f'<a download="results.csv" href="data:text/csv;charset=utf-8,{quote(csv(result))}">All values as CSV</a>'
+    data = f"data:text/csv;charset=utf-8,{quote(csv(result), safe=',')}"
+    link = f'<a download="results.csv" href="{data}">All values as CSV</a>'
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h3>How to read it</h3><ul>{listed}</ul><p>{link}</p>"
 

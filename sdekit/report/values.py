@@ -74,24 +74,17 @@ def _entry(cell: Cell | None, metric: str, mark: str) -> str:
 
 def leaders(result: Comparison, metric: str) -> str:
     """The ranks at each NFE, folded away."""
-    head = ["rank", *_head(result), "value"]
+    head = ["rank", *_head(result), "value", "floor"]
     tables = [
-        table(f"NFE {n}", head, [(place.cell, _place(result, place)) for place in places])
+        table(f"NFE {n}", head, [(place.cell, _place(result, place, metric)) for place in places])
         for n, places in leaderboard(result, metric).items()
     ]
     return f"<details><summary>Leaderboard by NFE</summary>{_beside(tables)}</details>" if tables else ""
 
 
-def _place(result: Comparison, place: Place) -> list[str]:
+def _place(result: Comparison, place: Place, metric: str) -> list[str]:
     rank = place.rank + " (tie)" * (place.first != place.last)
-    return [rank, *_named(result, place.cell), _value_of(place)]
-
-
-def _value_of(place: Place) -> str:
-    value = number(place.value)
-    return (
-        f"{value} ± {number(place.half, 2)}" if place.half < float("inf") else value
-    ) + ", at the floor" * place.at_floor
+    return [rank, *_named(result, place.cell), _value(place.cell, metric), "at the floor" * place.at_floor]
 
 
 def adaptive(result: Comparison, names: Sequence[str]) -> str:
