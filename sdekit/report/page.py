@@ -30,6 +30,7 @@ from sdekit.report.tables import heading, missing, title
 from sdekit.report.values import adaptive, costs, leaders, reaching, values
 
 _SCRIPTS = ("chart.umd.min.js", "chartjs-chart-error-bars.umd.min.js", "page.js")
+_LICENCES = ("chart.LICENSE", "chartjs-chart-error-bars.LICENSE")
 _NOTES = (
     "± is half of the 95% interval, from the jackknife over ten groups of the samples and data: where the metric's mean"
     " lies for as many samples, their bias included.",
@@ -90,6 +91,7 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
             "</main>",
             f'<script type="application/json" id="charts">{_json(drawn)}</script>',
             *[f"<script>{script}</script>" for script in scripts],
+            *[f"<!-- {_static(name)} -->" for name in _LICENCES],
             "</body></html>\n",
         ]
     )
