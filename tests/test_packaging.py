@@ -97,7 +97,7 @@ def test_core_dependencies_cover_what_the_package_imports() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
-    optional = {"ot", "pandas"}  # of the extra "transport"; for one export: imported by their first use
+    optional = {"ot", "pandas"}  # of the extra "transport", and of who asks for a frame: imported by their first use
     foreign = imported - set(sys.stdlib_module_names) - {"sdekit"} - optional
     assert "torch" in foreign
     assert foreign <= declared, f"pyproject.toml lacks {sorted(foreign - declared)}"
@@ -116,8 +116,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 def test_the_wheel_holds_the_package_its_types_and_its_weights_and_nothing_else(wheel: ZipFile) -> None:
     names = set(wheel.namelist())
     version = PROJECT["version"]
-    kinds = {".py", ".safetensors", ".json", ".js", ".css", ".LICENSE"}
+    kinds = {".py", ".safetensors", ".json"}
     files = [file for file in (ROOT / "sdekit").rglob("*") if file.suffix in kinds or file.name == "py.typed"]
+    files += (ROOT / "sdekit" / "report" / "static").iterdir()  # what a report's page holds, with its licences
     expected = {file.relative_to(ROOT).as_posix() for file in files}
     assert "sdekit/py.typed" in names
     assert {name for name in names if not name.startswith(f"sdekit-{version}.dist-info/")} == expected
