@@ -299,6 +299,19 @@ def test_nothing_finished_makes_no_page(tmp_path: Path) -> None:
         report.html(empty)
 
 
+def test_what_is_below_0_is_in_the_tables_and_said_to_be() -> None:
+    """An unbiased distance may be."""
+    cells = [
+        Cell("toy", "VP()", "ddim", "auto", n, 40, 0, metrics={"kernel": v}, key=str(n))
+        for n, v in ((5, 0.5), (10, -0.0123))
+    ]
+    found = Page(report.html(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1))))
+    assert found.tables[METRICS["kernel"].label][1] == ["ddim", "0.500", "-0.0123"]
+    (chart,) = found.charts  # no seconds are known
+    assert [point["y"] for point in chart["data"]["datasets"][0]["data"]] == [0.5]
+    assert "no place on a logarithmic axis" in found.text
+
+
 def test_rows_of_one_colour_have_other_points() -> None:
     cells = [Cell("t", "p", f"s{i}", f"g{j}", 5, 8, 0) for i in range(16) for j in range(4)]
     looks = {look(Comparison(tuple(cells), {}, {}, {}, torch.zeros(1)), c.solver, c.grid) for c in cells}

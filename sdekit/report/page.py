@@ -185,6 +185,8 @@ def _notes(result: Comparison) -> str:
         )
     if any(cell.grid == ADAPTIVE for cell in result.cells):
         notes.append("Adaptive methods take what their tolerance asks for: they have no column and no rank.")
+    if any(value <= 0 for cell in result.cells for value in cell.metrics.values()):
+        notes.append("Values of 0 or below have no place on a logarithmic axis; the tables have them.")
     data = f"data:text/csv;charset=utf-8,{quote(csv(result), safe=',')}"
     link = f'<a download="results.csv" href="{data}">All values as CSV</a>'
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
