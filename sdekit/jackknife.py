@@ -58,8 +58,9 @@ def standard_error(values: Sequence[float]) -> float:
     """The standard error of what has these values without each group in turn; infinite where there are none."""
     if not values:
         return math.inf
-    spread = torch.tensor(values, dtype=torch.float64)
-    return ((len(values) - 1) * spread.var(correction=0)).sqrt().item()
+    mean = math.fsum(values) / len(values)  # a report asks for thousands: no tensors
+    variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
+    return math.sqrt((len(values) - 1) * variance)
 
 
 def difference_error(first: Sequence[float], second: Sequence[float]) -> float:

@@ -190,19 +190,18 @@ def places(cells: Sequence[Cell], metric: str, floor: float, spread: float) -> l
     [('1–2', 'heun'), ('1–2', 'euler'), ('3', 'ddim')]
     """
     measured = sorted((cell for cell in cells if metric in cell.metrics), key=lambda cell: cell.metrics[metric])
-    seen = _seen(metric, floor, spread)
-
-    def better(cell: Cell, other: Cell) -> bool:
-        return other.metrics[metric] > seen and _worse(other, cell, metric, floor)
-
+    first, last, seen = [1] * len(measured), [len(measured)] * len(measured), _seen(metric, floor, spread)
+    for i, cell in enumerate(measured):
+        for j, other in enumerate(measured[i + 1 :], start=i + 1):
+            if other.metrics[metric] > seen and _worse(other, cell, metric, floor):
+                first[j] += 1
+                last[i] -= 1
     return [
         Place(
-            cell, cell.metrics[metric], half_width(cell.jackknife.get(metric, ())),
-            1 + sum(better(other, cell) for other in measured),
-            len(measured) - sum(better(cell, other) for other in measured),
+            cell, cell.metrics[metric], half_width(cell.jackknife.get(metric, ())), best, worst,
             cell.metrics[metric] <= seen,
         )
-        for cell in measured
+        for cell, best, worst in zip(measured, first, last)
     ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def test_compare_prints_the_table_and_writes_the_files(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (tmp_path / "table.txt").read_text(encoding="utf-8") in done.stdout
     assert "\x1b" not in done.output
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "report.html")
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(record["nfe"], record["solver"]) for record in records] == [
         (4, "ddim"), (4, "heun"), (5, "ddim"), (5, "heun"),

@@ -56,7 +56,7 @@ def test_an_adaptive_method_is_a_row_with_the_evaluations_that_it_took(tmp_path:
 def test_an_adaptive_method_alone_makes_a_report(tmp_path: Path) -> None:
     result = run(solvers=["dpm-solver-12"])
     assert "dpm-solver-12" in text(result)
-    assert {path.name for path in write(result, tmp_path)} == {"table.txt", "steps-vs-quality.png"}
+    assert {path.name for path in write(result, tmp_path)} == {"table.txt", "steps-vs-quality.png", "report.html"}
 
 
 def test_names_of_adaptive_methods_are_read_back_and_checked() -> None:

@@ -11,7 +11,7 @@ import torch
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
 from sdekit.jackknife import CONFIDENT, GROUPS, SIGNIFICANT, difference_error, half_width, left_out
 from sdekit.metrics import frechet_distance, rmse
-from sdekit.ranking import BEST, default_quality, leaderboard, marks, places, reach
+from sdekit.ranking import BEST, default_quality, leaderboard, marks, over_seeds, places, reach
 
 TIMES = 200
 
@@ -66,6 +66,23 @@ def test_the_interval_of_a_paired_difference_holds_the_truth_and_is_narrow() -> 
         narrower.append(half < half_width(base) / 2)
     assert 0.91 <= share(hits) <= 0.99
     assert share(narrower) > 0.95
+
+
+def test_the_interval_of_a_mean_over_seeds_holds_the_truth() -> None:
+    """Of four seeds' sets, against the same data, the mean's error is half as large, since only the samples vary."""
+    source, hits, widths = generator(), [], []
+    for _ in range(TIMES):
+        cells = []
+        for seed in range(4):
+            x, zero = 3 * torch.randn(100, 1, generator=source, dtype=torch.float64), torch.zeros(100, 1)
+            metrics, rest = {"rmse": rmse(x, zero).item()}, {"rmse": left_out(rmse, x, zero, paired=True)}
+            cells.append(Cell("toy", "VP()", "ddim", "logsnr", 5, 100, seed, metrics=metrics, jackknife=rest))
+        (mean,) = over_seeds(cells)
+        half = half_width(mean.jackknife["rmse"])
+        hits.append(abs(mean.metrics["rmse"] - 3) < half)
+        widths.append(half / CONFIDENT)
+    assert 0.91 <= share(hits) <= 0.99
+    assert sum(widths) / TIMES == pytest.approx(3 / math.sqrt(2 * 400), rel=0.1)
 
 
 # -- ranks ------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def _chart(result: Comparison, cells: Sequence[Cell], metric: str, cost: str) ->
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.solver, cell.grid), []).append(cell)
-    lines = [_line(sorted(group, key=of), metric, of, look(result, *key)) for key, group in groups.items()]
+    lines = [_line(result, sorted(group, key=taken), metric, of) for group in groups.values()]
     floor = result.floor.get(metric, 0.0)
     low, high = _range([cell.metrics[metric] for cell in cells], floor)
     if lines and floor >= low:
@@ -66,19 +66,17 @@ def look(result: Comparison, solver: str, grid: str) -> tuple[int, str]:
     return place % COLOURS, _SHAPES[shape % len(_SHAPES)]
 
 
-def name(cell: Cell, several: bool) -> str:
-    """What a row is called; with its grid where there are several."""
-    return cell.solver + f", {cell.grid}" * several + " ~" * cell.stochastic
-
-
 def several_grids(result: Comparison) -> bool:
+    """Whether a row's name needs its grid."""
     return len({cell.grid for cell in result.cells}) > 1
 
 
-def _line(cells: Sequence[Cell], metric: str, of: Callable[[Cell], float], seen: tuple[int, str]) -> Chart:
-    first, (colour, shape) = cells[0], seen
+def _line(result: Comparison, cells: Sequence[Cell], metric: str, of: Callable[[Cell], float]) -> Chart:
+    first = cells[0]
+    colour, shape = look(result, first.solver, first.grid)
+    label = first.solver + f", {first.grid}" * several_grids(result) + " ~" * first.stochastic
     return {
-        "label": first.solver + " ~" * first.stochastic, "solver": first.solver, "grid": first.grid, "colour": colour,
+        "label": label, "solver": first.solver, "grid": first.grid, "colour": colour,
         "pointStyle": shape, "borderDash": [6, 4] if first.stochastic else [], "showLine": True,
         "data": [_point(cell, metric, of(cell)) for cell in cells],
     }  # fmt: skip
@@ -87,11 +85,17 @@ def _line(cells: Sequence[Cell], metric: str, of: Callable[[Cell], float], seen:
 def _point(cell: Cell, metric: str, cost: float) -> Chart:
     value, half = shown(cell, metric)
     text = f"{value} ± {half}" if half else value
-    point = {"x": cost, "y": cell.metrics[metric]}
+    y = cell.metrics[metric]
+    point = {"x": _short(cost), "y": _short(y)}
     if half:  # a logarithmic axis has no place for an end below 0: such a bar leaves at the bottom
-        point |= {"yMin": max(point["y"] - float(half), point["y"] / 1e3), "yMax": point["y"] + float(half)}
+        point |= {"yMin": _short(max(y - float(half), y / 1e3)), "yMax": _short(y + float(half))}
     about = f"NFE {cell.nfe}, {cell.grid}, {taken(cell):.4g} evaluations, {cell.seconds:.3g} s"
     return {**point, "value": text, "about": about}
+
+
+def _short(value: float) -> float:
+    """Six digits, which no picture tells from more."""
+    return float(f"{value:.6g}")
 
 
 def _floor(value: float, costs: Sequence[float]) -> Chart:

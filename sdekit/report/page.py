@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from importlib import resources
@@ -30,6 +30,7 @@ from sdekit.report.tables import heading, missing, title
 from sdekit.report.values import adaptive, costs, leaders, reaching, values
 
 _SCRIPTS = ("chart.umd.min.js", "chartjs-chart-error-bars.umd.min.js", "page.js")
+_LICENCES = ("chart.LICENSE", "chartjs-chart-error-bars.LICENSE")
 _NOTES = (
     "± is half of the 95% interval, from the jackknife over ten groups of the samples and data: where the metric's mean"
     " lies for as many samples, their bias included.",
@@ -90,6 +91,7 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
             "</main>",
             f'<script type="application/json" id="charts">{_json(drawn)}</script>',
             *[f"<script>{script}</script>" for script in scripts],
+            *[f"<!-- {_static(name)} -->" for name in _LICENCES],
             "</body></html>\n",
         ]
     )
@@ -97,10 +99,11 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
 
 def _section(result: Comparison, about: About, image: bytes, key: str, drawn: list[Chart]) -> str:
     parts = [f'<section class="run" id="{key}" aria-labelledby="{key}-title">', _opening(result, about, key)]
-    parts += [_filters(result, key)]
     names = measured(result.cells)
-    parts += [_metric(result, metric, f"{key}-{metric}", drawn) for metric in names]
-    parts += [adaptive(result, names), reaching(result, names), costs(result), _lost(result), _samples(result, image)]
+    mean = replace(result, cells=tuple(over_seeds(result.cells)))  # once, not for each table
+    parts += [_filters(result, key), _contents(names, key)]
+    parts += [_metric(mean, metric, f"{key}-{metric}", drawn) for metric in names]
+    parts += [adaptive(mean, names), reaching(mean, names), costs(mean), _lost(result), _samples(result, image)]
     return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
 
 
@@ -120,6 +123,11 @@ def _filters(result: Comparison, key: str) -> str:
     switches = '<button type="button" data-all="1">all</button><button type="button" data-all="">none</button>'
     sets = [f"<fieldset><legend>{label}</legend>{switches}{''.join(boxes)}</fieldset>" for label, boxes in groups]
     return f'<form class="filters" aria-label="Show" aria-controls="{key}">{"".join(sets)}</form>'
+
+
+def _contents(names: Sequence[str], key: str) -> str:
+    links = "".join(f'<li><a href="#{key}-{name}">{escape(METRICS[name].label)}</a></li>' for name in names)
+    return f'<nav aria-label="Metrics"><ul>{links}</ul></nav>'
 
 
 def _box(kind: str, value: str, swatch: str) -> str:
@@ -177,7 +185,10 @@ def _notes(result: Comparison) -> str:
         )
     if any(cell.grid == ADAPTIVE for cell in result.cells):
         notes.append("Adaptive methods take what their tolerance asks for: they have no column and no rank.")
-    link = f'<a download="results.csv" href="data:text/csv;charset=utf-8,{quote(csv(result))}">All values as CSV</a>'
+    if any(value <= 0 for cell in result.cells for value in cell.metrics.values()):
+        notes.append("Values of 0 or below have no place on a logarithmic axis; the tables have them.")
+    data = f"data:text/csv;charset=utf-8,{quote(csv(result), safe=',')}"
+    link = f'<a download="results.csv" href="{data}">All values as CSV</a>'
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<h3>How to read it</h3><ul>{listed}</ul><p>{link}</p>"
 

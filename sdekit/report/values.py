@@ -8,6 +8,7 @@ from html import escape
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
 from sdekit.metrics import METRICS
 from sdekit.ranking import Place, Reach, default_quality, leaderboard, matrix, over_seeds, reach, taken
+from sdekit.report.charts import several_grids
 from sdekit.report.numbers import evaluations, number, shown
 
 _WORDS = ("rank", "solver", "grid")
@@ -35,8 +36,13 @@ def _beside(tables: Sequence[str]) -> str:
     return f'<div class="beside">{"".join(tables)}</div>'
 
 
-def _named(cell: Cell) -> str:
-    return cell.solver + " ~" * cell.stochastic
+def _named(result: Comparison, cell: Cell) -> list[str]:
+    """The solver, and its grid where there are several."""
+    return [cell.solver + " ~" * cell.stochastic, cell.grid][: len(_head(result))]
+
+
+def _head(result: Comparison) -> list[str]:
+    return ["solver", "grid"][: 1 + several_grids(result)]
 
 
 def _value(cell: Cell, metric: str) -> str:
@@ -51,8 +57,8 @@ def values(result: Comparison, metric: str, key: str) -> str:
     for row, marks in zip(found.rows, found.marks):
         cells = {cell.nfe: cell for cell in row}
         entries = [_entry(cells.get(n), metric, mark) for n, mark in zip(found.nfe, marks)]
-        rows.append((row[0], [_named(row[0]), row[0].grid, *entries]))
-    head = ["solver", "grid", *[f"NFE {n}" for n in found.nfe]]
+        rows.append((row[0], [*_named(result, row[0]), *entries]))
+    head = [*_head(result), *[f"NFE {n}" for n in found.nfe]]
     return (
         table(METRICS[metric].label, head, rows, key)
         if rows
@@ -68,30 +74,29 @@ def _entry(cell: Cell | None, metric: str, mark: str) -> str:
 
 def leaders(result: Comparison, metric: str) -> str:
     """The ranks at each NFE, folded away."""
-    head = ["rank", "solver", "grid", METRICS[metric].label]
+    head = ["rank", *_head(result), "value", "floor"]
     tables = [
-        table(f"NFE {n}", head, [(place.cell, _place(place)) for place in places])
+        table(f"NFE {n}", head, [(place.cell, _place(result, place, metric)) for place in places])
         for n, places in leaderboard(result, metric).items()
     ]
     return f"<details><summary>Leaderboard by NFE</summary>{_beside(tables)}</details>" if tables else ""
 
 
-def _place(place: Place) -> list[str]:
-    half = _value_of(place)
-    return [place.rank + " (tie)" * (place.first != place.last), _named(place.cell), place.cell.grid, half]
-
-
-def _value_of(place: Place) -> str:
-    value = number(place.value)
-    return (
-        f"{value} ± {number(place.half, 2)}" if place.half < float("inf") else value
-    ) + ", at the floor" * place.at_floor
+def _place(result: Comparison, place: Place, metric: str) -> list[str]:
+    rank = place.rank + " (tie)" * (place.first != place.last)
+    return [rank, *_named(result, place.cell), _value(place.cell, metric), "at the floor" * place.at_floor]
 
 
 def adaptive(result: Comparison, names: Sequence[str]) -> str:
     """Methods that choose their own steps."""
     cells = [cell for cell in over_seeds(result.cells) if cell.grid == ADAPTIVE and cell.metrics]
-    rows = [(cell, [_named(cell), f"{taken(cell):.4g}", *[_entry(cell, name, "") for name in names]]) for cell in cells]
+    rows = [
+        (
+            cell,
+            [cell.solver + " ~" * cell.stochastic, f"{taken(cell):.4g}", *[_entry(cell, name, "") for name in names]],
+        )
+        for cell in cells
+    ]
     head = ["solver", "NFE (mean)", *[METRICS[name].label for name in names]]
     return table("Adaptive steps: each sample takes what its tolerance asks for", head, rows) if rows else ""
 
@@ -106,13 +111,13 @@ def reaching(result: Comparison, names: Sequence[str]) -> str:
         rows = [
             (
                 one.cell,
-                [_named(one.cell), one.cell.grid, evaluations(one, one.evaluations), _ends(one)],
+                [*_named(result, one.cell), evaluations(one, one.evaluations), _ends(one)],
             )
             for one in reach(result, name, value)
         ]
         which = f"the best at NFE {middle}" if value > result.floor.get(name, 0.0) else "the floor"
         caption = f"{METRICS[name].label} of {number(value)}, {which}"
-        tables.append(table(caption, ["solver", "grid", "evaluations", "95% interval"], rows))
+        tables.append(table(caption, [*_head(result), "evaluations", "95% interval"], rows))
     how = (
         "Interpolated between the numbers of evaluations that were measured, both axes logarithmic: the first at which"
         " the metric has the value. The interval holds those at which it cannot be told from the value. ≤ is the fewest"
@@ -129,13 +134,13 @@ def _ends(one: Reach) -> str:
 def costs(result: Comparison) -> str:
     """What each row took, for all samples of a cell."""
     cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
-    head = ["solver", "grid", "NFE", "evaluations", "seconds"]
+    head = [*_head(result), "NFE", "evaluations", "seconds"]
     head += ["of the network", "beyond it", "ms an evaluation", "peak MB"]
     caption = (
         f"Seconds of wall time for {result.cells[0].samples} samples; the network's are timed apart, so that on a busy"
         " machine they may be more than all"
     )
-    rows = [(cell, _cost(cell)) for cell in cells]
+    rows = [(cell, [*_named(result, cell), *_cost(cell)]) for cell in cells]
     return f"<details><summary>Costs</summary>{table(caption, head, rows)}</details>" if rows else ""
 
 
@@ -145,4 +150,4 @@ def _cost(cell: Cell) -> list[str]:
     times = [number(cell.network_seconds), number(beyond)] if known else ["", ""]
     each = number(cell.seconds / taken(cell) * 1e3)
     memory = "" if cell.peak_memory is None else number(cell.peak_memory / 1e6)
-    return [_named(cell), cell.grid, str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, each, memory]
+    return [str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, each, memory]
