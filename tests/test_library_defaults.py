@@ -32,7 +32,9 @@ FLOAT64, FLOAT32 = 1e-8, 1e-3
 def cases():
     for case in libraries.CASES:
         absent = not [*metadata.distributions(name=case.library)]  # k-diffusion's package imports more than it needs
-        skip = pytest.mark.skipif(absent, reason=f"{case.library} is not installed")
+        needs = "torchsde" if "SDE" in case.call and case.library == "diffusers" else case.library
+        absent = absent or not [*metadata.distributions(name=needs)]
+        skip = pytest.mark.skipif(absent, reason=f"{needs} is not installed")
         yield pytest.param(case, id=case.call, marks=skip)
 
 
