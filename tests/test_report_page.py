@@ -23,7 +23,13 @@ from sdekit.metrics import METRICS
 from sdekit.ranking import leaderboard
 from sdekit.report.charts import look
 
-HOSTILE = ("</script><script>alert(1)</script>", "<!-- <script ", '"><img src=x onerror=alert(2)>', "<!--", "a & b ' \" &lt;")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<!-- <script ",
+    '"><img src=x onerror=alert(2)>',
+    "<!--",
+    "a & b ' \" &lt;",
+)
 
 
 # -- the numbers ------------------------------------------------------------------------------------
