@@ -27,7 +27,10 @@ def share(n: int) -> range:
     >>> share(10)  # alone
     range(0, 10)
     """
-    rank, size = _world()
+    return _share(n, *_world())
+
+
+def _share(n: int, rank: int, size: int) -> range:
     return range(n * rank // size, n * (rank + 1) // size)
 
 
@@ -89,5 +92,4 @@ def _gathered(own: Tensor, n: int) -> Tensor:
     padded = torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])]).contiguous()
     parts = [torch.empty_like(padded) for _ in range(size)]
     dist.all_gather(parts, padded)
-    counts = [n * (rank + 1) // size - n * rank // size for rank in range(size)]
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+    return torch.cat([part[: len(_share(n, rank, size))] for rank, part in enumerate(parts)])

@@ -28,19 +28,14 @@ from torch import Tensor
 
 from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
-from sdekit.comparison.ruler import (
-    Features,
-    Ruler,
-    checked_data,
-    chosen,
-)
+from sdekit.comparison.ruler import Features, Ruler, checked_data, chosen
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.results import OUT_OF_MEMORY, PREVIEW, Cell, Store
-from sdekit.sampling import Model, as_rows, batched, check_conditions, space_of
+from sdekit.sampling import Model, as_rows, check_conditions, conditions_of, space_of
 from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
 from sdekit.targets import Target
@@ -236,8 +231,7 @@ class _Run:
         if self.store.folder is None:
             return ()
         job = self.jobs[0]
-        few = {name: rows[:STATES] for name, rows in batched(job.conditions, job.shape[0]).items()}
-        found = behaviour(job.model, job.shape[1:], **{**job.conditions, **few})
+        found = behaviour(job.model, job.shape[1:], **conditions_of(job.conditions, job.shape[0], 0, STATES))
         return self.store.settled(self.network, found)
 
     @cached_property
@@ -258,8 +252,7 @@ class _Run:
 
         def both() -> dict[str, Tensor]:
             n, checked = job.shape[0], min(CHECKED, job.shape[0])
-            rows = batched(job.conditions, n)
-            few = {**job.conditions, **{name: condition[:checked] for name, condition in rows.items()}}
+            few = conditions_of(job.conditions, n, 0, checked)
             part = replace(job, shape=(checked, *job.shape[1:]), conditions=few)
             return {
                 "x": _draw(ENDPOINT, job, self.ticker.start("exact endpoint")),
