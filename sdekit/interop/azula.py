@@ -26,11 +26,14 @@ from sdekit.names import unknown
 from sdekit.process import VE, Process
 
 
+@dataclass(frozen=True)
 class _Leaking(Process):
     """σ² = 1 − α² + σ_min², so that g² = −2f (1 + σ_min²) and α² = (1 + σ_min²)/(1 + e^{−2λ})."""
 
-    alpha_min: float
-    sigma_min: float
+    alpha_min: float = 1e-3
+    sigma_min: float = 1e-3
+    t_min: float = 0.0
+    t_max: float = 1.0
 
     def log_sigma(self, t: Scalar) -> Scalar:
         return 0.5 * log(self.sigma_min**2 - expm1(2 * self.log_alpha(t)))
@@ -52,11 +55,6 @@ class Quadratic(_Leaking):
     (0.001, 0.001)
     """
 
-    alpha_min: float = 1e-3
-    sigma_min: float = 1e-3
-    t_min: float = 0.0
-    t_max: float = 1.0
-
     def log_alpha(self, t: Scalar) -> Scalar:
         return math.log(self.alpha_min) * t**2
 
@@ -74,11 +72,6 @@ class Cosine(_Leaking):
     >>> round(Cosine().alpha(1.0), 12), round(Cosine().sigma(0.0), 12)
     (0.001, 0.001)
     """
-
-    alpha_min: float = 1e-3
-    sigma_min: float = 1e-3
-    t_min: float = 0.0
-    t_max: float = 1.0
 
     def log_alpha(self, t: Scalar) -> Scalar:
         return log(cos(math.acos(self.alpha_min) * t))
