@@ -14,17 +14,16 @@ The third uses the digits U-Net, where the bound is NFE × the bare network. Pee
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 import sdekit as sk
+from sdekit.interop.peers import k_diffusion_sampling
 
 STEPS = 50
 SHAPE = (16, 3, 8, 8)
@@ -62,17 +61,10 @@ def ours(solver: str, predicts: str) -> Callable[[], object]:
 
 
 def k_diffusion() -> dict[str, Callable[[], object]]:
-    # its package imports evaluation code with many dependencies; the samplers need none of it
-    spec = find_spec("k_diffusion")
-    if spec is None or spec.submodule_search_locations is None:
+    if find_spec("k_diffusion") is None:
         return {}
-    package = ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["k_diffusion"] = package
-    utils = ModuleType("k_diffusion.utils")
-    utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
-    sys.modules["k_diffusion.utils"] = package.utils = utils
-    from k_diffusion import external, sampling
+    sampling = k_diffusion_sampling()  # which makes the package importable without its evaluation code
+    from k_diffusion import external
 
     alphas_bar = (1 - torch.tensor(sk.DiscreteVP().betas)).cumprod(0)
     denoiser = external.DiscreteEpsDDPMDenoiser(trivial, alphas_bar, quantize=False)
