@@ -11,15 +11,14 @@ from torch import Tensor
 
 from sdekit.adaptive import AdaptiveSolution
 from sdekit.model import evaluating
-from sdekit.process import Process
-from sdekit.sampling import Model, Solution
+from sdekit.sampling import Model, Solution, Wrapper
 from sdekit.solvers.registry import check_count
 
 Network = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Latent:
+class Latent(Wrapper):
     """A model of z = (encoder(x) − shift)·scale, with its decoder: x = decoder(z/scale + shift). ``latent`` makes it.
 
     It is a model like any other, of z: ``sample`` returns latents, ``compare`` measures latents against latents, and
@@ -32,16 +31,6 @@ class Latent:
     shift: float | Tensor = 0.0
     encoder: Network | None = None
     space = "latents"
-
-    @property
-    def process(self) -> Process:
-        """The process of the latents."""
-        return self.model.process
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model of the latents lies."""
-        return self.model.device
 
     @property
     def nfe(self) -> int:

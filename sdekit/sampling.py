@@ -44,6 +44,30 @@ class Model(Protocol):
     def predict(self, kind: str, x: Tensor, t: float | Tensor, /, **conditions: Any) -> Tensor: ...
 
 
+class Wrapper:
+    """What a model around another has of it: the process and the device.
+
+    >>> from sdekit import VP, ScoreModel
+    >>> class Halved(Wrapper):
+    ...     def __init__(self, model):
+    ...         self.model = model
+    >>> Halved(ScoreModel(lambda x, t: x, VP())).process == VP()
+    True
+    """
+
+    model: Model
+
+    @property
+    def process(self) -> Process:
+        """The process of the model inside."""
+        return self.model.process
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model inside."""
+        return self.model.device
+
+
 @dataclass(frozen=True)
 class Solution:
     """What ``sample`` returns.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdekit.prediction import convert
 from sdekit.process import Process, State, Time, match
-from sdekit.sampling import Model
+from sdekit.sampling import Model, Wrapper
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Dynamic:
         return torch.minimum(torch.maximum(x0, -s), s) / s
 
 
-class Thresholded:
+class Thresholded(Wrapper):
     """``model`` with its x_0 changed by ``rule`` before any other prediction is made of it.
 
     Where the rule leaves x_0 as it is, every prediction is the model's own, to the bit. A density or an encoding of a
@@ -95,16 +95,6 @@ class Thresholded:
 
     def __repr__(self) -> str:
         return f"Thresholded({self.model!r}, {self.rule!r})"
-
-    @property
-    def process(self) -> Process:
-        """The model's."""
-        return self.model.process
-
-    @property
-    def device(self) -> torch.device:
-        """The model's."""
-        return self.model.device
 
     @property
     def nfe(self) -> int:

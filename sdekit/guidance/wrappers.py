@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sdekit.guidance.rules import Rule, Scale, check_scale, combine, converted, scale_at
-from sdekit.process import Process, State, Time, match
-from sdekit.sampling import Model
+from sdekit.process import State, Time, match
+from sdekit.sampling import Model, Wrapper
 
 
-class _Around:
+class _Around(Wrapper):
     """A model around another: its process and device, and its own count of what it asked the network for."""
 
     def __init__(self, model: Model) -> None:
@@ -24,16 +24,6 @@ class _Around:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
-
-    @property
-    def process(self) -> Process:
-        """The process of the model inside."""
-        return self.model.process
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model inside."""
-        return self.model.device
 
     def _ask(self, model: Model, kind: str, x: Tensor, t: Any, conditions: Mapping[str, Any]) -> Tensor:
         before = model.nfe
