@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -51,9 +51,7 @@ def k_diffusion_sampling() -> Any:
         utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
         sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
         package.utils = utils
-    from k_diffusion import sampling
-
-    return sampling
+    return import_module("k_diffusion.sampling")
 
 
 def _denoiser(model: Model, conditions: dict[str, Any]) -> Callable[..., Tensor]:
@@ -102,8 +100,7 @@ def diffusers(name: str, model: Model, start: Tensor, nfe: int, **conditions: An
 @torch.no_grad()
 def azula(name: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -> Tensor:
     """A sampler of azula on its own times, uniform in t, for all evaluations but the last, which denoises at t_min."""
-    from azula import denoise, sample
-
+    denoise, sample = import_module("azula.denoise"), import_module("azula.sample")
     process = model.process
 
     class Schedule:
@@ -111,7 +108,7 @@ def azula(name: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -
             return process.alpha(t), process.sigma(t)
 
     class Denoiser(denoise.Denoiser):
-        schedule = Schedule()  # pyright: ignore[reportAssignmentType] - it is called, and nothing else
+        schedule = Schedule()
 
         def forward(self, x_t: Tensor, t: Tensor, **_: object) -> Any:
             return denoise.DiracPosterior(model.predict("x0", x_t, t.item(), **conditions))

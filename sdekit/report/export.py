@@ -6,16 +6,14 @@ import csv as csv_files
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
 from sdekit.comparison import Cell, Comparison
 from sdekit.jackknife import standard_error
 from sdekit.metrics import METRICS
 from sdekit.ranking import BEST, Matrix, matrix
 from sdekit.report.numbers import measured, shown
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 _FACTS = (
     "target", "process", "solver", "grid", "nfe", "samples", "seed", "stochastic", "evaluations", "seconds",
@@ -65,14 +63,14 @@ def csv(result: Comparison) -> str:
     return file.getvalue()
 
 
-def frame(result: Comparison) -> DataFrame:
+def frame(result: Comparison) -> Any:
     """The rows and columns of ``csv`` as a pandas frame. Raises ValueError where pandas is not installed."""
     try:
-        from pandas import DataFrame
+        pandas = import_module("pandas")
     except ImportError as error:
         raise ValueError("frame: it needs pandas, which is not installed") from error
     columns, rows = _rows(result)
-    return DataFrame({name: [row[i] for row in rows] for i, name in enumerate(columns)})
+    return pandas.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(columns)})
 
 
 def latex(result: Comparison, metrics: Sequence[str] | None = None) -> str:
