@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         elementwise,
         guidance,
         interop,
+        inverse,
         metrics,
         nn,
         ode,
@@ -59,7 +60,7 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
+    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "inverse", "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
     "ode", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
     "subjects", "targets", "testing", "thresholding", "training", "tuning",
@@ -69,9 +70,9 @@ __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
-    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver", "log_prob",
-    "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers", "table_times",
-    "targets", "training", "tune", "tuning",
+    "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "inverse", "latent", "load_solver",
+    "log_prob", "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers",
+    "table_times", "targets", "training", "tune", "tuning",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,21 @@ Correct = Callable[[Knot, Knot, Tensor], Tensor]
 
 _STREAM = 0x1A9
 _NORMS = OneOf("sample", "batch")
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """What ``sample`` takes as ``corrector=``: the run's table, and what is done after each of its steps."""
+
+    def plan(
+        self, solver: Solver, process: Process, nfe: int | None, steps: int | None, grid: GridSpec, final: str
+    ) -> tuple[Plan, list[int]]:
+        """The table for this budget, and how many corrections each step gets."""
+        ...
+
+    def correct(self, counts: Sequence[int], score: Score, seed: int, samples: Tensor) -> Correct:
+        """``correct(before, here, x)`` of one batch: what takes the place of x after each step."""
+        ...
 
 
 @dataclass(frozen=True)

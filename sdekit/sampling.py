@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdekit.correction import Correct, Langevin
+from sdekit.correction import Correct, Corrector
 from sdekit.grid import GridSpec
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
@@ -159,7 +159,7 @@ def sample(
     grid: GridSpec = "auto",
     seed: int | None = None,
     noise: str = "independent",
-    corrector: Langevin | None = None,
+    corrector: Corrector | None = None,
     start: Tensor | None = None,
     final: str = "auto",
     keep: str = "last",
@@ -187,7 +187,7 @@ def sample(
             Samples are then equal to the bit where the network's own results do not depend on the batch's size.
         noise: ``"independent"`` draws each interval's normals anew; ``"brownian"`` takes them from one path for each
             (seed, sample), the same for every grid and every solver (``noise.path``).
-        corrector: Langevin corrections after each step (``correction.Langevin``), counted in ``nfe``.
+        corrector: what corrects x after each step, such as ``correction.Langevin``, whose evaluations ``nfe`` counts.
         start: the state at the grid's first time [n, *event]; by default σ(t_max) times normal numbers.
         final: how the noise left at t_min is taken off: ``"reuse"`` by the predictions made on the way, at no
             evaluation, ``"denoise"`` by one more at t_min, ``"none"`` not at all: the state at t_min, which is what
@@ -254,7 +254,7 @@ def sample(
 
 def _plan(
     solver: Solver,
-    corrector: Langevin | None,
+    corrector: Corrector | None,
     process: Process,
     nfe: int | None,
     steps: int | None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sdekit as sk
 from sdekit import guidance
-from sdekit.guidance import particles
+from sdekit.guidance import particles, resampling
 from sdekit.nn import digits_model
 from sdekit.targets import Gaussian, GaussianMixture, Target
 from sdekit.testing import simgpu
@@ -116,7 +116,7 @@ def test_mode_weights_are_the_exact_laws_where_those_of_guidance_are_not() -> No
 def test_systematic_resampling_takes_each_as_often_as_its_weight_says() -> None:
     weights = torch.tensor([0.05, 0.3, 0.0, 0.45, 0.2], dtype=torch.float64).repeat(20) / 20
     for uniform in (0.001, 0.5, 0.999):
-        picks = particles._systematic(weights.log(), torch.tensor([uniform]).double())  # pyright: ignore[reportPrivateUsage]
+        picks = resampling.systematic(weights.log(), torch.tensor([uniform]).double())
         counts = picks.bincount(minlength=100)
         assert ((counts - 100 * weights).abs() < 1).all()
         assert counts.sum() == 100

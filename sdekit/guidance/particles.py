@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec
+from sdekit.guidance.resampling import FEWEST, effective, log_mean, systematic, uniform, warn_of_weights
 from sdekit.guidance.rules import combine
 from sdekit.guidance.wrappers import Autoguided, ClassifierFree, rows
 from sdekit.model import in_evaluation_mode
@@ -41,16 +41,8 @@ from sdekit.process import Knot
 from sdekit.sampling import check_conditions, check_shape
 from sdekit.solvers.registry import check_count
 
-FEWEST = 16
-"""Particles below which a population says nothing of a law."""
-LOW = 0.05
-"""The share of effective particles below which a run warns."""
 _STREAM = 0x5EC0
 _FINALS = ("denoise", "none")
-
-
-class WeightsWarning(UserWarning):
-    """Weights so uneven that a few particles stand for all."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Tilted:
 
     def even(self) -> Float[Tensor, "n *event"]:
         """n particles of equal weight, drawn in proportion to the weights: copies of some, none of others."""
-        return self.x[_systematic(self.weights.log(), _uniform(key(self.seed, _STREAM), 0, self.weights))]
+        return self.x[systematic(self.weights.log(), uniform(key(self.seed, _STREAM), 0, self.weights))]
 
 
 @in_evaluation_mode
@@ -136,13 +128,13 @@ def tilted(
     evidence, record = now.log_weights.new_zeros(()), list[Tensor]()
     for i, knot in enumerate(knots[1:], start=1):
         now = _step(now, knot, noise_level, normal(seed, i, samples, event, dtype), look)
-        record.append(_effective(now.log_weights))
-        now, gained = _resampled(now, record[-1] < resample_below, _uniform(stream, i, now.log_weights))
+        record.append(effective(now.log_weights))
+        now, gained = _resampled(now, record[-1] < resample_below, uniform(stream, i, now.log_weights))
         evidence = evidence + gained
-    evidence = evidence + _log_mean(now.log_weights)
+    evidence = evidence + log_mean(now.log_weights)
     x = now.x0 if final == "denoise" else now.x
     ess, weights = torch.stack(record), now.log_weights.softmax(0) * n
-    _warn(ess)
+    warn_of_weights(ess)
     kept = now.ancestors.unique().numel() / n
     return Tilted(x, weights, ess, evidence.item(), kept, guided.nfe - before, seed)
 
@@ -191,35 +183,14 @@ def _step(now: _Particles, t: Knot, noise_level: float, z: Tensor, look: Look) -
     return _Particles(t, x, x0, (x0 - now.x0) / h, rate, log_weights, now.ancestors)
 
 
-def _resampled(now: _Particles, low: Tensor, uniform: Tensor) -> tuple[_Particles, Tensor]:
+def _resampled(now: _Particles, low: Tensor, point: Tensor) -> tuple[_Particles, Tensor]:
     """The particles drawn anew where ``low`` (0-d), and what that adds to the log evidence; decided on the device."""
     ordered = torch.arange(len(now.x), device=now.x.device)
-    picks = torch.where(low, _systematic(now.log_weights, uniform), ordered)
-    mean = _log_mean(now.log_weights)
+    picks = torch.where(low, systematic(now.log_weights, point), ordered)
+    mean = log_mean(now.log_weights)
     fresh = {name: getattr(now, name)[picks] for name in ("x", "x0", "slope", "rate", "ancestors")}
     log_weights = torch.where(low, torch.zeros_like(now.log_weights), now.log_weights)
     return replace(now, **fresh, log_weights=log_weights), torch.where(low, mean, torch.zeros_like(mean))
-
-
-def _systematic(log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Indices [n]: particle i as often as (n W_i) says, rounded up or down (Kitagawa 1996)."""
-    n = len(log_weights)
-    points = (torch.arange(n, device=log_weights.device) + uniform) / n
-    return torch.searchsorted(log_weights.softmax(0).cumsum(0), points).clamp(max=n - 1)
-
-
-def _effective(log_weights: Tensor) -> Tensor:
-    """(Σ W)²/(n Σ W²), 0-d."""
-    return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)) / len(log_weights)
-
-
-def _log_mean(log_weights: Tensor) -> Tensor:
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
-
-
-def _uniform(stream: int, draw: int, like: Tensor) -> Tensor:
-    """One number from 0 to 1 [1], on ``like``'s device and in its dtype."""
-    return torch.special.ndtr(normal(stream, draw, torch.zeros_like(like[:1], dtype=torch.int64), (), like.dtype))
 
 
 def _check(guided: object, n: int, noise_level: float, resample_below: float, final: str) -> float:
@@ -253,14 +224,3 @@ def _for_all(guided: ClassifierFree | Autoguided, conditions: Mapping[str, Any],
             )
         found[name] = value
     return found
-
-
-def _warn(ess: Tensor) -> None:
-    least, step = (value.item() for value in ess.min(0))
-    if not least >= LOW:
-        warnings.warn(
-            f"the effective sample size fell to {least:.1%} of the particles at step {step + 1:.0f} of {len(ess)}:"
-            " a few of them stand for all; take more steps, a smaller scale, or more particles",
-            WeightsWarning,
-            stacklevel=5,
-        )

@@ -1,0 +1,36 @@
+"""Inverse problems: measurements y = A(x) + noise, their exact posteriors, and the methods that sample them.
+
+``sample_posterior(model, measurement, shape, method=…)`` runs each method; the wrappers in ``inverse.methods`` are
+models, for ``sample`` and all else that takes one.
+"""
+
+from sdekit.inverse.exact import RotatedMixture, log_evidence, posterior
+from sdekit.inverse.measurement import GaussianNoise, Measurement, Noise, PoissonNoise, draw
+from sdekit.inverse.operators import Blur, Differentiable, Downsample, Linear, Mask, Operator, Projection
+from sdekit.inverse.registry import Method, Posterior, method, names, register, sample_posterior
+from sdekit.inverse.spectrum import Spectrum
+
+__all__ = [
+    "Blur",
+    "Differentiable",
+    "Downsample",
+    "GaussianNoise",
+    "Linear",
+    "Mask",
+    "Measurement",
+    "Method",
+    "Noise",
+    "Operator",
+    "PoissonNoise",
+    "Posterior",
+    "Projection",
+    "RotatedMixture",
+    "Spectrum",
+    "draw",
+    "log_evidence",
+    "method",
+    "names",
+    "posterior",
+    "register",
+    "sample_posterior",
+]

@@ -1,0 +1,1 @@
+"""The methods, one file each: the formula, the paper, and a function registered by its name."""
