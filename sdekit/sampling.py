@@ -237,7 +237,7 @@ def sample(
             draw = source(seed, plan.intervals, samples, event, dtype)
             x = _start(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
             parts = conditions_of(conditions, n, place, size)
-            correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
+            correct = corrector.correct(corrections, _score(model, parts), seed, samples) if corrector else None
             states = [x]
             for step, (knot, x) in enumerate(march(rows, model, x, draw, correct, look, **parts)):
                 states = [*states, x] if keep == "all" else [x]

@@ -105,18 +105,20 @@ class Conditioned(Wrapper):
             self.nfe += self.model.nfe - before
             return data_of(output, kind, self.process, x, t), output
 
-        pull = _no_pull
         if self.differentiates:
-            x0, back, F = torch.func.vjp(both, x, has_aux=True)  # noqa: N806
-
-            def pull(u: Tensor) -> Tensor:
-                self.gradients += 1
-                return back(u.to(x.dtype))[0]
-
+            found: Any = torch.func.vjp(both, x, has_aux=True)
+            x0, back, own = found
         else:
-            x0, F = both(x)  # noqa: N806
+            (x0, own), back = both(x), None
+
+        def pull(u: Tensor) -> Tensor:
+            if back is None:
+                raise RuntimeError("this method asks for no derivative of the network")
+            self.gradients += 1
+            return back(u.to(x.dtype))[0]
+
         alpha, sigma = (match(of(t), x) for of in (self.process.alpha, self.process.sigma))
-        return F, Point(t, alpha, sigma, x, x0, self.measurement.rows(x, measured), pull)
+        return own, Point(t, alpha, sigma, x, x0, self.measurement.rows(x, measured), pull)
 
     def residual(self, at: Point) -> Tensor:
         """y − A(x_0)."""
@@ -158,7 +160,3 @@ def noise_std(measurement: Measurement) -> float:
     """σ_y of Gaussian noise."""
     assert isinstance(measurement.noise, GaussianNoise)
     return measurement.noise.std
-
-
-def _no_pull(u: Tensor) -> Tensor:
-    raise RuntimeError("this method asks for no derivative of the network")

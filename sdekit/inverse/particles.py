@@ -12,6 +12,7 @@ are; how even they stay depends on both. (Del Moral, Doucet & Jasra 2006.)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from sdekit.inverse.registry import Posterior, Run, flat
 from sdekit.inverse.steps import one_step
 from sdekit.noise import SOURCES, key, normal
 from sdekit.process import Knot
+from sdekit.sampling import combine
 from sdekit.solvers import Row
 
 _STREAM = 0x7D5
@@ -48,6 +50,15 @@ Finder = Callable[[Knot, Tensor, Tensor], Look]
 End = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class _Population:
+    """Where the particles are, what was found there, and log W [populations, n]."""
+
+    x: Tensor
+    look: Look
+    log_weights: Tensor
+
+
 def filtered(
     run: Run, name: str, find: Finder, end: End, resample_below: float, gradients: Callable[[], int]
 ) -> Posterior:
@@ -56,54 +67,50 @@ def filtered(
     Raises ValueError for a solver whose steps are no Gaussians, and too few particles. Warns (``WeightsWarning``) where
     the effective sample size of a population falls below 5%.
     """
-    groups, plan = run.populations, run.plan
-    n = _check(run)
-    rows, device = list(one_step(name, plan, noisy=True)), run.model.device
-    samples = torch.arange(run.shape[0], device=device)
-    measured = _measured(run)
+    n, plan, before = _check(run), run.plan, run.model.nfe
+    rows, measured = list(one_step(name, plan, noisy=True)), _measured(run)
+    samples = torch.arange(run.shape[0], device=run.model.device)
     draw = SOURCES["independent"](run.seed, plan.intervals, samples, run.shape[1:], run.dtype)
     x = normal(run.seed, 0, samples, run.shape[1:], run.dtype) * plan.start.sigma
-    before, wide = run.model.nfe, clock(x)
-    look = find(rows[0][0], x, measured)
-    log_weights = look.twist.to(wide).reshape(groups, n)
-    evidence, record = log_weights.new_zeros(groups), list[Tensor]()
+    look = find(plan.start, x, measured)
+    now = _Population(x, look, look.twist.to(clock(x)).reshape(run.populations, n))
+    evidence, record = now.log_weights.new_zeros(run.populations), [effective(now.log_weights)]
     for i, (_, row) in enumerate(rows):
-        record.append(effective(log_weights))
-        low = record[-1] < resample_below
-        picks = torch.where(
-            low[:, None],
-            systematic(log_weights, uniform(key(run.seed, _STREAM), i, log_weights)),
-            torch.arange(n, device=device),
-        )
-        evidence = evidence + torch.where(low, log_mean(log_weights), torch.zeros_like(evidence))
-        log_weights = torch.where(low[:, None], torch.zeros_like(log_weights), log_weights)
-        chosen = flat(picks)
-        x, look = x[chosen], Look(look.F[chosen], look.shift[chosen], look.twist[chosen])
-        x, ratio = _step(row, x, look, draw)
-        last = look.twist
-        if i + 1 < len(rows):
-            look = find(row.to, x, measured)
-            now = look.twist
-        else:
-            now = end(x, measured)
-        log_weights = log_weights + (ratio + now.to(wide) - last.to(wide)).reshape(groups, n)
-    ess = torch.stack([*record, effective(log_weights)])
-    warn_of_weights(ess.min(1).values, "take more particles or steps, or a method whose proposal is nearer")
-    weights = (log_weights.softmax(1) * n).flatten().to(run.dtype)
-    return Posterior(x, run.model.nfe - before, gradients(), run.seed, weights, ess, evidence + log_mean(log_weights))
+        point = uniform(key(run.seed, _STREAM), i, now.log_weights)
+        now, gained = _resampled(now, record[-1] < resample_below, point)
+        evidence = evidence + gained
+        x, ratio = _step(row, now, draw)
+        look = find(row.to, x, measured) if i + 1 < len(rows) else Look(x, x, end(x, measured))
+        change = ratio + look.twist.to(ratio.dtype) - now.look.twist.to(ratio.dtype)
+        now = _Population(x, look, now.log_weights + change.reshape(run.populations, n))
+        record.append(effective(now.log_weights))
+    ess = torch.stack(record)
+    warn_of_weights(ess.min(1).values, "take more particles or steps, or a measurement with more noise")
+    weights = (now.log_weights.softmax(1) * n).flatten().to(run.dtype)
+    evidence = evidence + log_mean(now.log_weights)
+    return Posterior(now.x, run.model.nfe - before, gradients(), run.seed, weights, ess, evidence)
 
 
-def _step(row: Row, x: Tensor, look: Look, draw: Callable[[float, float], Tensor]) -> tuple[Tensor, Tensor]:
+def _resampled(now: _Population, low: Tensor, point: Tensor) -> tuple[_Population, Tensor]:
+    """The populations drawn anew where ``low``, and what that adds to their log evidence; decided on the device."""
+    ordered = torch.arange(now.log_weights.shape[1], device=low.device)
+    picks = flat(torch.where(low[:, None], systematic(now.log_weights, point), ordered))
+    gained = torch.where(low, log_mean(now.log_weights), torch.zeros_like(point[:, 0]))
+    log_weights = torch.where(low[:, None], torch.zeros_like(now.log_weights), now.log_weights)
+    look = Look(now.look.F[picks], now.look.shift[picks], now.look.twist[picks])
+    return _Population(now.x[picks], look, log_weights), gained
+
+
+def _step(row: Row, now: _Population, draw: Callable[[float, float], Tensor]) -> tuple[Tensor, Tensor]:
     """Where the proposal takes x, and log p/q there [n]; the last step, which denoises, is the model's own."""
-    moved = x * row.anchor + row.history[0] * look.F
+    x = combine(row, now.x, deque([now.look.F]), draw)
     ratio = x.new_zeros(len(x), dtype=clock(x))
     if not row.noise:
-        return moved, ratio
+        return x, ratio
     (noise,) = row.noise
-    shift, z = row.history[0] * look.shift, draw(noise.start, noise.end)
+    shift, z = row.history[0] * now.look.shift, draw(noise.start, noise.end)
     relative = (shift / noise.coefficient).flatten(1).to(ratio.dtype)
-    ratio = -(relative * (z.flatten(1).to(ratio.dtype) + 0.5 * relative)).sum(1)
-    return moved + shift + noise.coefficient * z, ratio
+    return x + shift, -(relative * (z.flatten(1).to(ratio.dtype) + 0.5 * relative)).sum(1)
 
 
 def _check(run: Run) -> int:

@@ -4,7 +4,7 @@ r"""DDNM: the predicted x_0 with its measured part replaced.
 
 (Wang, Yu & Zhang 2023; λ = 1 for measurements without noise, algorithm 1.) DDNM+ for noise σ_y, in its form with
 numbers: in a step x_t = b x̂_0 + … + c z the noise of y enters with b λ σ_y, so that λ = min(1, c/(b σ_y)), and what is
-drawn has c² − (b λ σ_y)² left.
+drawn has c² − (b λ σ_y)² left, in every direction.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ def quieter(solver: Solver, process: Process, std: float) -> Solver:
 @register("ddnm", reference="Wang, Yu & Zhang 2023 (DDNM), algorithm 1, and DDNM+ for noise")
 def ddnm(run: Run) -> Posterior:
     """x̂_0 + λ A⁺ (y − A x̂_0), with λ and the noise of the steps by σ_y."""
-    std = noise_std(run.measurement) if hasattr(run.measurement.noise, "std") else 0.0
-    if std == 0:
-        return run.sample(DDNM(run.model, run.measurement))
-    process = run.model.process
-    wrapped = DDNM(run.model, run.measurement, shares(run.plan, process, std))
-    return run.sample(wrapped, quieter(run.solver, process, std))
+    plain, process = DDNM(run.model, run.measurement), run.model.process
+    std = noise_std(run.measurement)
+    if std == 0 or not len(plain.spectrum.s):
+        return run.sample(plain)
+    return run.sample(
+        DDNM(run.model, run.measurement, shares(run.plan, process, std)), quieter(run.solver, process, std)
+    )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdekit.inverse.conditioned import Conditioned, Point
 from sdekit.inverse.measurement import Measurement
+from sdekit.inverse.operators import pulled
 from sdekit.inverse.registry import Posterior, Run, register
 from sdekit.names import Between
 from sdekit.process import State, Time
@@ -57,12 +58,12 @@ class DPS(Conditioned):
 
     def change(self, at: Point) -> Tensor:
         """−ζ ∇‖r‖²/‖r‖, the shift of the state."""
-        a, pull = torch.func.vjp(self.measurement.operator.apply, at.x0)
+        a, pull = pulled(self.measurement.operator.apply, at.x0)
         residual = at.y - a
         weighed = self.measurement.noise.weights(at.y) * residual
         norm = (weighed * residual).flatten(1).sum(1).sqrt().reshape(-1, *[1] * (residual.ndim - 1))
         direction = torch.where(norm > 0, weighed / norm.where(norm > 0, torch.ones_like(norm)), 0.0)
-        return 2 * self.zeta * at.pull(pull(direction)[0])
+        return 2 * self.zeta * at.pull(pull(direction))
 
 
 def factors_of(plan: Plan) -> dict[float, float]:
