@@ -149,11 +149,11 @@ def check_linear(name: str, measurement: Measurement) -> None:
     """ValueError unless the operator is linear and the noise Gaussian."""
     if not measurement.operator.linear:
         raise ValueError(
-            f"operator: {name} takes a linear one, {type(measurement.operator).__name__} is not; dps, tds and daps take"
+            f"operator: {name} takes a linear one, {type(measurement.operator).__name__} is not; dps and tds take"
             " any that can be differentiated"
         )
     if not isinstance(measurement.noise, GaussianNoise):
-        raise ValueError(f"noise={measurement.noise}: {name} takes GaussianNoise; dps, tds and daps take others")
+        raise ValueError(f"noise={measurement.noise}: {name} takes GaussianNoise; dps and tds take others")
 
 
 def noise_std(measurement: Measurement) -> float:

@@ -68,7 +68,9 @@ class Twisted(Conditioned):
         return at.tweedie * at.pull(self.log_twist(at)[1])
 
 
-@register("tds", reference="Wu et al. 2023 (TDS), algorithm 1", solver="ddpm", exact=True, operators="any")
+@register(
+    "tds", reference="Wu et al. 2023 (TDS), algorithm 1", solver="ddpm(variance='large')", exact=True, operators="any"
+)
 def tds(
     run: Run,
     *,
