@@ -25,7 +25,7 @@ from sdekit.inverse.registry import Posterior, Run, flat
 from sdekit.inverse.steps import one_step
 from sdekit.noise import SOURCES, key, normal
 from sdekit.process import Knot
-from sdekit.sampling import combine
+from sdekit.sampling import batched, combine
 from sdekit.solvers import Row
 
 _STREAM = 0x7D5
@@ -123,6 +123,9 @@ def _check(run: Run) -> int:
         )
     if run.batch_size is not None and run.batch_size < total:
         raise ValueError(f"batch_size={run.batch_size}: particles are weighed together, all {total} run at once")
+    for name, rows in batched(run.conditions, total).items():
+        if bool((rows != rows[:1]).any()):
+            raise ValueError(f"{name}: all particles sample one law; give one value, the same for each of them")
     return total // groups
 
 
