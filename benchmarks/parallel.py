@@ -26,7 +26,7 @@ RUNS = (
     ("ddim", 100), ("ddim", 25), ("dpmpp-2m", 50), ("unipc-3", 50), ("heun", 50), ("dpm-solver-3", 50), ("deis-3", 50),
     ("ddpm", 100), ("dpmpp-2m-sde", 50), ("euler-maruyama", 100), ("seeds-3", 50),
 )  # fmt: skip
-TOLERANCES = (0.1, 0.01, 3e-5)
+TOLERANCES = (0.1, 0.03, 0.01, 3e-5)
 Result = TypeVar("Result")
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     model, features = digits_model(), digits_features()
     real = features(sk.data.digits().held_out)
     shape = (arguments.samples, 1, 8, 8)
-    table = Table(title=f"{arguments.samples} digits, one thread, seed {arguments.seed}", title_justify="left")
+    table = Table(title=f"{arguments.samples} digits, 64 at a time, one thread, seed {arguments.seed}", title_justify="left")
     for name in (
         "solver",
         "NFE",
@@ -60,7 +60,7 @@ def main() -> None:
     ):
         table.add_column(name, justify="left" if name == "solver" else "right")
     for solver, nfe in RUNS[: 1 if arguments.quick else None]:
-        run: dict[str, Any] = {"solver": solver, "nfe": nfe, "seed": arguments.seed}
+        run: dict[str, Any] = {"solver": solver, "nfe": nfe, "seed": arguments.seed, "batch_size": 64}
         alone, seconds = timed(lambda run=run: sk.sample(model, shape, **run))
         distance = f"{float(frechet_distance(features(alone.x), real)):.1f}"
         table.add_row(solver, str(nfe), "sequential", str(nfe), str(nfe), "", "", "", f"{seconds:.1f}", distance)
