@@ -45,7 +45,9 @@ def main() -> None:
     model, features = digits_model(), digits_features()
     real = features(sk.data.digits().held_out)
     shape = (arguments.samples, 1, 8, 8)
-    table = Table(title=f"{arguments.samples} digits, 64 at a time, one thread, seed {arguments.seed}", title_justify="left")
+    table = Table(
+        title=f"{arguments.samples} digits, 64 at a time, one thread, seed {arguments.seed}", title_justify="left"
+    )
     for name in (
         "solver",
         "NFE",

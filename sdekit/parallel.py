@@ -19,7 +19,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice, takewhile
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode
-from sdekit.names import lookup
+from sdekit.names import lookup, parse, unknown
 from sdekit.noise import SOURCES, Draws
 from sdekit.prediction import convert
 from sdekit.process import Knot, Process
@@ -75,6 +75,58 @@ class ParallelSolution:
     seed: int
     sigma: float
     space: str = "data"
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """A solver run in parallel, as a row of ``compare``: ``"parallel(solver='ddim', tolerance=0.01)"`` in words.
+
+    Attributes:
+        solver: a name, or a ``Solver``.
+        tolerance, window: as in ``sample``.
+
+    >>> Parallel("ddim", tolerance=0.01).label
+    "parallel(solver='ddim', tolerance=0.01)"
+    """
+
+    solver: str | Solver = "auto"
+    _: KW_ONLY
+    tolerance: float = 3e-5
+    window: int = 128
+
+    def __post_init__(self) -> None:
+        get(self.solver)
+        _check(self.window, self.tolerance)
+
+    @property
+    def label(self) -> str:
+        """What its cells are called."""
+        own = {"solver": self.solver if isinstance(self.solver, str) else self.solver.label}
+        own |= {"tolerance": self.tolerance, "window": self.window}
+        kept = {name: value for name, value in own.items() if value != getattr(Parallel, name)}
+        return f"parallel({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
+
+
+def named(spec: str) -> Parallel | None:
+    """What ``"parallel(solver='ddim', window=32)"`` says; None for another name.
+
+    Raises ValueError for a text that cannot be read, and for an unknown setting or value.
+
+    >>> named("ddim") is None
+    True
+    """
+    name, options = parse(spec)
+    if name != "parallel":
+        return None
+    if wrong := [option for option in options if option not in ("solver", "tolerance", "window")]:
+        raise unknown("option of parallel", wrong[0], ("solver", "tolerance", "window"))
+    return Parallel(**options)
+
+
+def _check(window: int, tolerance: float) -> None:
+    check_count("window", window, 1, "it is how many evaluations are made at once")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: it must be above 0")
 
 
 @in_evaluation_mode
@@ -126,9 +178,7 @@ def sample(
     size = n if batch_size is None else batch_size
     check_count("batch_size", size, 1, "it is how many samples run at once")
     check_count("first", first, 0, "it is the number of the first sample")
-    check_count("window", window, 1, "it is how many evaluations are made at once")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance}: it must be above 0")
+    _check(window, tolerance)
     check_conditions(model, conditions, sample)
     conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed

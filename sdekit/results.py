@@ -40,6 +40,7 @@ class Cell:
         floor: the value of each metric that means no more can be seen; see ``Comparison.floor``.
         evaluations: network evaluations that a sample took, in the mean: ``nfe``, unless an adaptive method or a
             function took others.
+        rounds: calls of the network one after another, where they were fewer (``parallel``); None elsewhere.
         seconds: wall time of sampling alone.
         network_seconds: of the network's bare calls in it: their number times the time of one, measured apart, so that
             on a busy machine it may exceed ``seconds``; what is beyond it is the solver's own.
@@ -76,6 +77,7 @@ class Cell:
     key: str = ""
     jackknife: Mapping[str, Sequence[float]] = field(default_factory=dict)
     evaluations: float = 0.0
+    rounds: float | None = None
     network_seconds: float = 0.0
     peak_memory: int | None = None
 

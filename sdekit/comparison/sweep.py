@@ -114,7 +114,8 @@ def compare(
             their latents: ``model.encode(data)``; the records then call the target ``"…, latents"``.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``. An adaptive method, as in
-            ``"dpm-solver-23(rtol=0.01)"``, is a row whose NFE is what it took. Any other sampler is a function
+            ``"dpm-solver-23(rtol=0.01)"``, is a row whose NFE is what it took; ``"parallel(solver='ddim')"`` runs one
+            in parallel and counts rounds beside evaluations. Any other sampler is a function
             f(model, start, nfe, **conditions) -> x, or a ``Function`` with a name of its own.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
         grid: names or times, such as ``fit_gits`` returns, one or several; ``"auto"`` is each solver's own. Times
@@ -271,7 +272,7 @@ class _Run:
         endpoint, error = (None, {}) if cell.stochastic or not self.ruler.paired else self.endpoint(job)
         tick = self.ticker.start(f"{cell.solver}, {cell.grid}, NFE {cell.nfe or '…'}")
         try:
-            x, evaluations, seconds, peak = timed(row, job, tick)
+            (x, evaluations, rounds), seconds, peak = timed(row, job, tick)
             network = self.call_seconds * evaluations
         except Exception as failure:
             if (note := _note(failure, row)) is None:
@@ -279,7 +280,8 @@ class _Run:
             return replace(cell, note=note), None
         cell = replace(
             cell, seconds=round(seconds, 6), network_seconds=round(network, 6), peak_memory=peak,
-            nfe=cell.nfe or round(evaluations), evaluations=evaluations, floor={**self.ruler.floor, **error},
+            nfe=cell.nfe or round(evaluations), evaluations=evaluations, rounds=rounds,
+            floor={**self.ruler.floor, **error},
         )  # fmt: skip
         if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
             return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
@@ -303,7 +305,7 @@ class _Run:
 def _draw(rule: tuple[str, int, str], job: Job, tick: Tick) -> Tensor:
     name, nfe, grid = rule
     (row,) = contenders([name], grid, [nfe])
-    return row.draw(job, tick)[0].cpu()
+    return row.draw(job, tick).x.cpu()
 
 
 def _note(failure: Exception, row: Contender) -> str | None:

@@ -134,11 +134,12 @@ def _ends(one: Reach) -> str:
 def costs(result: Comparison) -> str:
     """What each row took, for all samples of a cell."""
     cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
-    head = [*_head(result), "NFE", "evaluations", "seconds"]
+    head = [*_head(result), "NFE", "evaluations", "rounds", "seconds"]
     head += ["of the network", "beyond it", "ms an evaluation", "peak MB"]
     caption = (
         f"Seconds of wall time for {result.cells[0].samples} samples; the network's are timed apart, so that on a busy"
-        " machine they may be more than all"
+        " machine they may be more than all. Rounds are calls of the network one after another, fewer than evaluations"
+        " where a run is parallel in time"
     )
     rows = [(cell, [*_named(result, cell), *_cost(cell)]) for cell in cells]
     return f"<details><summary>Costs</summary>{table(caption, head, rows)}</details>" if rows else ""
@@ -150,4 +151,5 @@ def _cost(cell: Cell) -> list[str]:
     times = [number(cell.network_seconds), number(beyond)] if known else ["", ""]
     each = number(cell.seconds / taken(cell) * 1e3)
     memory = "" if cell.peak_memory is None else number(cell.peak_memory / 1e6)
-    return [str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, each, memory]
+    rounds = f"{taken(cell) if cell.rounds is None else cell.rounds:.4g}"
+    return [str(cell.nfe), f"{taken(cell):.4g}", rounds, number(cell.seconds), *times, each, memory]
