@@ -28,6 +28,7 @@ from sdekit.report.pictures import sheet
 from sdekit.report.reproduce import reproduce
 from sdekit.report.tables import heading, missing, title
 from sdekit.report.values import adaptive, costs, leaders, reaching, values
+from sdekit.report.ways import Drawn
 
 _SCRIPTS = ("chart.umd.min.js", "chartjs-chart-error-bars.umd.min.js", "page.js")
 _LICENCES = ("chart.LICENSE", "chartjs-chart-error-bars.LICENSE")
@@ -49,11 +50,13 @@ class About:
         command: how the comparison was made; the page works a call out from the records where it is empty.
         hardware: the machine that wrote it.
         note: what was left out.
+        ways: pictures of how samples come about.
     """
 
     command: str = ""
     hardware: str = ""
     note: str = ""
+    ways: Sequence[Drawn] = ()
 
 
 def html(result: Comparison, *, command: str = "", hardware: str = "") -> str:
@@ -104,6 +107,7 @@ def _section(result: Comparison, about: About, image: bytes, key: str, drawn: li
     parts += [_filters(result, key), _contents(names, key)]
     parts += [_metric(mean, metric, f"{key}-{metric}", drawn) for metric in names]
     parts += [adaptive(mean, names), reaching(mean, names), costs(mean), _lost(result), _samples(result, image)]
+    parts += [_way(drawn) for drawn in about.ways]
     return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
 
 
@@ -166,6 +170,17 @@ def _samples(result: Comparison, image: bytes) -> str:
         f'<h3>Samples</h3><figure class="sheet"><div class="scroll" tabindex="0" role="group" aria-label="Samples">'
         f'<img src="{source}" alt="{escape(about)}"></div>'
         "<figcaption>The same place is the same start.</figcaption></figure>"
+    )
+
+
+def _way(drawn: Drawn) -> str:
+    title, about = escape(drawn.title), escape(drawn.about)
+    if not drawn.png:
+        return f"<h3>{title}</h3><p>{about}</p>"
+    image = f'<img src="data:image/png;base64,{base64.b64encode(drawn.png).decode()}" alt="{about}">'
+    return (
+        f'<h3>{title}</h3><figure class="sheet"><div class="scroll" tabindex="0" role="group" aria-label="{title}">'
+        f"{image}</div><figcaption>{about}</figcaption></figure>"
     )
 
 
