@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from sdekit.adaptive import named
 from sdekit.comparison import OWN, Cell, Comparison
 from sdekit.identity import uncounted
 from sdekit.ranking import columned
+from sdekit.report.pictures import png
 from sdekit.sampling import Model, as_rows, conditions_of
 from sdekit.solvers import get
 from sdekit.targets import Target
@@ -52,8 +52,7 @@ def pictures_of_ways(result: Comparison, origin: Origin) -> list[Drawn]:
     """Paths of a few samples by the first solvers of the comparison; in one or two dimensions over the exact density,
     and in two the score, where the law is known.
 
-    Rows that are no solver of the registry, or cannot run, are not followed: other libraries' samplers have no states to
-    show.
+    Rows that are no solver of the registry are not followed: other libraries' samplers show no states.
     """
     if not (chosen := _followed(result)):
         return []
@@ -71,7 +70,7 @@ def _drawn(title: str, draw: Callable[..., tuple[Figure, str]], *given: object) 
         figure, about = draw(*given)
     except ValueError as error:  # a density that no window holds, say: the rest of the page stands without
         return Drawn(title, f"Not drawn: {error}", b"")
-    return Drawn(title, about, _png(figure))
+    return Drawn(title, about, png(figure, 100))
 
 
 def _followed(result: Comparison) -> tuple[int, str, list[str]] | None:
@@ -117,16 +116,8 @@ def _over_density(_: Comparison, origin: Origin, nfe: int, grid: str, solvers: l
 def _score(_: Comparison, origin: Origin, *__: object) -> tuple[Figure, str]:
     assert origin.law is not None
     drawn = plots.score_field(origin.law, origin.model.process, model=origin.model)
-    return (
-        drawn,
-        "The model's score as arrows over the exact log-density at three times: towards where data are denser.",
-    )
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
-    return file.getvalue()
+    about = "The model's score as arrows over the exact log-density, at three times: to where data are denser."
+    return drawn, about
 
 
 def packed(found: Sequence[Drawn]) -> tuple[dict[str, Tensor], list[list[str]]]:
