@@ -53,6 +53,7 @@ DEFAULT_SOLVERS = (
 ENDPOINT = ("dpm-solver-3", 150, "logsnr")
 CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
+BATCH = 1024  # samples run at once unless it is said
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def compare(
         out: a folder for ``results.jsonl`` and samples. A model or feature map that holds what cannot be read, such
             as a generator or a lock, is warned of: its cells are computed again in each run. The same call in other
             processes, on any machine that sees the folder, takes its share of the cells.
-        batch_size: samples run at once.
+        batch_size: samples run at once; by default at most ``BATCH``, so that memory does not grow with them.
         progress: called as ``progress(what, done, total)``, in network evaluations.
         conditions: as in ``sample``: what has a row for each of ``samples`` is split with the batch.
 
@@ -160,7 +161,8 @@ def compare(
     measured = chosen(metrics, given)
     embedding = _identity("features", features, out) + "".join(_identity(name, given[name], out) for name in given)
     ruler = Ruler.make(data, more, features, samples, embedding, measured, given)
-    jobs = [Job(model, (samples, *data.shape[1:]), one, batch_size, conditions) for one in seeds]
+    size = min(samples, BATCH) if batch_size is None else batch_size
+    jobs = [Job(model, (samples, *data.shape[1:]), one, size, conditions) for one in seeds]
     store = Store(None if out is None else Path(out))
     store.retry()
     target = target if space_of(model) == "data" else f"{target}, {space_of(model)}"
