@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -39,6 +40,8 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=dict)
 _DTYPES = {
     str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 }
+# how a whole record ends, and no part of one: what others have finished is told without reading all of it
+_KEY = re.compile(r'"key": "([^"\\]*)"\}$')
 _PAUSE = 0.1  # seconds between looks at what others have finished
 
 
@@ -97,7 +100,9 @@ class Cell:
 
     def to_json(self) -> str:
         """One line of JSON, without the line's end."""
-        return _ENCODER.encode(vars(self))
+        record = dict(vars(self))
+        record["key"] = record.pop("key")  # last: see ``_KEY``
+        return _ENCODER.encode(record)
 
     @classmethod
     def from_json(cls, line: str) -> Cell | None:
@@ -119,7 +124,8 @@ class Store:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.cells: dict[str, Cell] = {}
+        self._cells: dict[str, Cell] = {}
+        self._unread: dict[str, str] = {}  # records of others by their keys
         self.tensors: dict[str, dict[str, Tensor]] = {}  # of a store on disk those alone that ``once`` gave
         self._read: tuple[int, int] = (0, 0)  # of results.jsonl: the file, and how far
         if folder is not None:
@@ -131,9 +137,21 @@ class Store:
                 _without_cut_lines(Path(self._path))
             self.refresh()
 
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """What is finished, as far as it was read."""
+        found = map(Cell.from_json, self._unread.values())
+        self._cells.update({cell.key: cell for cell in found if cell is not None})
+        self._unread.clear()
+        return self._cells
+
+    def done(self, key: str) -> bool:
+        """Whether the cell is finished, as far as it was read."""
+        return key in self._cells or key in self._unread
+
     def retry(self) -> None:
         """Take what ran out of memory for what was not measured: it may succeed with other batches."""
-        self.cells = {key: cell for key, cell in self.cells.items() if not cell.note.startswith(OUT_OF_MEMORY)}
+        self._cells = {key: cell for key, cell in self.cells.items() if not cell.note.startswith(OUT_OF_MEMORY)}
 
     def refresh(self) -> None:
         """Read the cells that other processes have appended since."""
@@ -146,8 +164,11 @@ class Store:
                 place = 0
             file.seek(place)
             whole, _, _ = file.read().rpartition(b"\n")
-        found = map(Cell.from_json, whole.decode(errors="replace").split("\n"))  # a cut may part a letter
-        self.cells.update({cell.key: cell for cell in found if cell is not None})
+        for line in whole.decode(errors="replace").split("\n"):  # a cut may part a letter
+            if key := _KEY.search(line):
+                self._unread[key[1]] = line
+            elif (cell := Cell.from_json(line)) is not None:
+                self.cells[cell.key] = cell
         self._read = (status.st_ino, place + len(whole) + bool(whole))
 
     @contextmanager
@@ -159,7 +180,7 @@ class Store:
         with claims.claim(self._claims, key, claims.LEASE) as mine:
             if mine:
                 self.refresh()
-            yield mine and key not in self.cells
+            yield mine and not self.done(key)
 
     def compute(self, keys: Sequence[str], one: Callable[[str], object]) -> None:
         """Call ``one(key)`` for each key that no process has finished or is at, until all of them are finished.
@@ -168,13 +189,12 @@ class Store:
         they seldom meet again.
         """
         left, first, pauses = list(keys), 0, _pauses()
-        while left := [key for key in left if key not in self.cells]:
-            left, began = left[first:] + left[:first], len(self.cells)
+        while left := [key for key in left if not self.done(key)] or [key for key in keys if key not in self.cells]:
+            left, before = left[first:] + left[:first], len(self._cells)
             if self._walk(left, one):
-                pauses = _pauses() if len(self.cells) > began else pauses
+                pauses = _pauses() if len(self._cells) > before else pauses
                 time.sleep(next(pauses))
-            left = [key for key in left if key not in self.cells]
-            first = secrets.randbelow(max(1, len(left)))
+            first = secrets.randbelow(len(left))
         if self.folder is not None:
             with suppress(OSError):  # where others hold some
                 self._claims.rmdir()
@@ -182,14 +202,14 @@ class Store:
     def _walk(self, keys: Sequence[str], one: Callable[[str], object]) -> bool:
         """Call ``one`` for each that is not finished; whether it stopped at a key that another process is at."""
         for key in keys:
-            if key in self.cells:
+            if self.done(key):
                 continue
             with self.claim(key) as mine, suppress(BusyError):
                 if mine:
                     one(key)
-            if key not in self.cells:
+            if not self.done(key):
                 self.refresh()
-                if key not in self.cells:
+                if not self.done(key):
                     return True
         return False
 
@@ -217,11 +237,12 @@ class Store:
         if self.folder is not None:
             with self._lock:
                 self.refresh()
-                if cell.key not in self.cells:
+                if not self.done(cell.key):
                     torn = _end(self._path) != self._read  # by a process that was killed in the middle of a line
                     _append(self._path, b"\n" * torn + cell.to_json().encode() + b"\n")
                     self._read = _end(self._path)
-        self.cells.setdefault(cell.key, cell)
+        if not self.done(cell.key):
+            self._cells[cell.key] = cell
 
     def keep(self, key: str, x: Tensor) -> str:
         """Keep the first samples of a cell; what its record says of them. Raises OSError as ``add``.
