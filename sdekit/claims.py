@@ -49,8 +49,13 @@ def _create(path: str, owner: str) -> bool:
     except FileNotFoundError:  # who finished last removed the empty folder
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return _create(path, owner)
-    os.write(descriptor, owner.encode())
-    os.close(descriptor)
+    try:
+        os.write(descriptor, owner.encode())
+    except OSError:  # a full disk: a claim without an owner would be in the way for a lease
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
     return True
 
 

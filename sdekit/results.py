@@ -266,8 +266,11 @@ class Store:
             name, place, dtype, shape = cell.preview.split(":")
             sizes, kind = [int(size) for size in shape.split("x")], _DTYPES[dtype]
             with (self.folder / "tensors" / Path(name).name).open("rb") as file:
-                file.seek(int(place))
-                contents = bytearray(file.read(math.prod(sizes) * kind.itemsize))
+                begin, size = int(place), math.prod(sizes) * kind.itemsize
+                if begin + size > file.seek(0, os.SEEK_END):
+                    return None
+                file.seek(begin)
+                contents = bytearray(file.read(size))
             return torch.frombuffer(contents, dtype=kind).reshape(sizes)
         except (OSError, ValueError, KeyError, RuntimeError):
             return None
@@ -342,6 +345,9 @@ class Previews(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # to other processes and files as what it holds
+        return dict, (dict(self),)
 
 
 def _pauses() -> Iterator[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import threading
 import time
@@ -83,7 +84,7 @@ def test_the_samples_that_a_kill_cut_off_are_missing_and_no_others(tmp_path: Pat
 def test_a_record_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"12345678")
     store = Store(tmp_path / "run")
-    for preview in ("../../secret:0:float32:2x1", "x:0:float32:-1", "x", "x:0:object:2x1"):
+    for preview in ("../../secret:0:float32:2x1", "x:0:float32:-1", "x", "x:0:object:2x1", "x:0:float32:99999999999x9"):
         cell = Cell("toy", "VP()", "ddim", "auto", 5, 8, 0, key=preview, preview=preview)
         store.add(cell)
         assert store.preview(preview) is None
@@ -95,6 +96,8 @@ def test_memory_holds_no_samples_of_a_run_with_a_folder(tmp_path: Path) -> None:
     assert all(key.startswith("endpoint-") for key in store.tensors)
     assert len(store.tensors) == 2
     assert set(result.samples) == {cell.key for cell in result.cells}
+    copy = pickle.loads(pickle.dumps(result))
+    assert all(torch.equal(copy.samples[key], x) for key, x in result.samples.items())
 
 
 def test_of_several_claims_each_is_renewed_as_its_lease_asks(tmp_path: Path) -> None:
