@@ -36,7 +36,7 @@ def run(case: str, size: int) -> int:
     if case == "plane":
         given["metrics"] = ["rmse", "median_error", "sliced_wasserstein", "frechet"]
     if case == "digits":
-        given["metrics"] = ["sliced_wasserstein", "energy", "frechet"]
+        given |= {"solvers": ["ddpm"], "nfe": [5], "metrics": ["sliced_wasserstein", "energy", "frechet"]}
     if case == "cells":
         given |= {"samples": 256, "seed": range(size // 2), "metrics": ["rmse", "frechet"]}
     with tempfile.TemporaryDirectory() as out:
