@@ -48,6 +48,7 @@ def k_diffusion_sampling() -> Any:
         utils: Any = ModuleType("k_diffusion.utils")
         found = find_spec("k_diffusion")
         package.__path__ = list(found.submodule_search_locations or ()) if found else []
+        package.__spec__ = found  # so that it can be asked for again
         utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
         sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
         package.utils = utils
