@@ -7,7 +7,6 @@ import math
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdekit.inverse.measurement import GaussianNoise, Measurement
