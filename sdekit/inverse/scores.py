@@ -17,6 +17,7 @@ from sdekit.targets import GaussianMixture, Target
 def psnr(x: Tensor, truth: Tensor, span: float = 2.0) -> float:
     """10 log10(span²/mean |x − truth|²) in decibels; ``span`` is that of the data, 2 for pixels from −1 to 1.
 
+    >>> import torch
     >>> round(psnr(torch.zeros(4), torch.full((4,), 0.2)), 6)
     20.0
     """
@@ -44,6 +45,7 @@ def coverage(x: Tensor, truth: Tensor, level: float) -> float:
 
     Raises ValueError where no pair of K samples has the level.
 
+    >>> import torch
     >>> x = torch.arange(1.0, 20.0).reshape(1, 19, 1)
     >>> coverage(x, torch.tensor([[18.5]]), 0.9), coverage(x, torch.tensor([[19.5]]), 0.9)
     (1.0, 0.0)
@@ -67,6 +69,7 @@ def scores(
     square of (y − A x)/σ_y, 1 or a little less for samples of the posterior; ``spread`` the samples' standard
     deviation. To ``law``: ``sliced_wasserstein`` and, of a mixture, ``mode_weights``.
 
+    >>> import torch
     >>> from sdekit.inverse import Mask
     >>> seen = Measurement(Mask(torch.tensor([True, False])), torch.zeros(1), GaussianNoise(0.5))
     >>> scores(torch.tensor([[0.5, 1.0], [-0.5, 1.0]]), torch.zeros(2), seen)["misfit"]

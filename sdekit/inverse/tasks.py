@@ -14,10 +14,8 @@ from sdekit.names import lookup
 def _inpaint(event: tuple[int, ...]) -> Operator:
     """The upper half of a picture is seen, or the first half of a row."""
     keep = torch.zeros(event, dtype=torch.bool)
-    if len(event) > 1:
-        keep[..., : event[-2] // 2, :] = True
-    else:
-        keep[: event[0] // 2] = True
+    rows = keep if len(event) > 1 else keep[:, None]
+    rows[..., : rows.shape[-2] // 2, :] = True
     return Mask(keep)
 
 
