@@ -83,8 +83,35 @@ class Between:
     def allows(self, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def after(self, words: str) -> str:
+        """``words``, which say what kind of number, with the range behind."""
+        return f"{words} from {self.low} to {self.high}"
+
     def __str__(self) -> str:
         return f"a number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """An option's rule: a finite number above ``low``, or equal to it where ``equal``.
+
+    >>> Above(0).allows(0), Above(0, equal=True).allows(0), str(Above(0))
+    (False, True, 'a finite number above 0')
+    """
+
+    low: float
+    equal: bool = False
+
+    def allows(self, value: object) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (self.low < value < math.inf or (self.equal and value == self.low))
+
+    def after(self, words: str) -> str:
+        """``words``, which say what kind of number, with the range behind."""
+        return f"{words} {'of at least' if self.equal else 'above'} {self.low}"
+
+    def __str__(self) -> str:
+        return self.after("a finite number")
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,10 @@ class OneOf:
     def allows(self, value: object) -> bool:
         return any(type(value) is type(known) and value == known for known in self.values)
 
+    def after(self, words: str) -> str:
+        """The values, which say all that ``words`` would."""
+        return str(self)
+
     def __str__(self) -> str:
         return "one of " + ", ".join(repr(value) for value in self.values)
 
@@ -112,7 +143,7 @@ class Option:
     """What a solver or a grid lets the user choose: its default and the rule for its values."""
 
     default: Any
-    rule: Between | OneOf
+    rule: Between | Above | OneOf
 
 
 @cache
@@ -128,7 +159,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            rules = [rule for rule in getattr(hints.get(name), "__metadata__", ()) if isinstance(rule, Between | OneOf)]
+            rules = [rule for rule in getattr(hints.get(name), "__metadata__", ()) if isinstance(rule, Between | Above | OneOf)]
             if not rules or parameter.default is inspect.Parameter.empty:
                 raise ValueError(f"option {name!r} of {function.__name__} needs a default and Annotated[..., rule]")
             found[name] = Option(parameter.default, rules[0])
