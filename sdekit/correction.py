@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.grid import GridSpec
 from sdekit.names import Between, OneOf
 from sdekit.noise import key, normal
@@ -26,6 +27,7 @@ _STREAM = 0x1A9
 _NORMS = OneOf("sample", "batch")
 
 
+@door
 @dataclass(frozen=True)
 class Langevin:
     r"""``steps`` Langevin steps at each knot: x ← x + ε s + √(2ε) z, ε = 2 a² (r ‖z‖/‖s‖)².

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.door import Count, Place, Seed, door
 from sdekit.names import lookup
 from sdekit.solvers.registry import check_count
 
@@ -46,8 +47,9 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 """Distributions of a probe with E[v vᵀ] = I, made from standard normals."""
 
 
+@door
 def draw_probes(
-    x: Float[Tensor, "batch *event"], count: int, distribution: str = "rademacher", seed: int = 0, first: int = 0
+    x: Float[Tensor, "batch *event"], count: Count, distribution: str = "rademacher", seed: Seed = 0, first: Place = 0
 ) -> Probes:
     """``count`` probes for each sample of x; sample i's depend on (seed, first + i) alone.
 
@@ -65,13 +67,14 @@ def draw_probes(
     return shape(draws, x.shape[1:].numel())
 
 
+@door
 def divergence(
     f: Map,
     x: Float[Tensor, "batch *event"],
     probes: Probes | None,
     method: str = "hutchinson",
     mode: str = "vjp",
-    chunk_size: int | None = None,
+    chunk_size: Count | None = None,
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch estimates"]]:
     """f(x) and estimates of tr ∂f_i/∂x_i for each sample i, from one evaluation of f.
 
@@ -127,6 +130,7 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     return (value if keep else value.detach()), products
 
 
+@door
 @contextmanager
 def forward_mode(message: str) -> Generator[None]:
     """Raise ValueError(message) where an operation has no forward-mode derivative; its name takes the place of {}."""

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.door import Count, Evaluations, Seed, door
 from sdekit.grid import Grid, GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.noise import normal
@@ -30,17 +31,18 @@ Costs = Float[np.ndarray, "k k"]  # [i, j] is the cost of a step from knot i to 
 GAMMAS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def fit_ays(
     model: Model,
     x0: Samples,
-    steps: int,
+    steps: Evaluations,
     *,
     start: GridSpec = "logsnr",
     sweeps: int | None = 3,
-    candidates: int = 100,
-    seed: int = 0,
+    candidates: Count = 100,
+    seed: Seed = 0,
     **conditions: Any,
 ) -> tuple[float, ...]:
     r"""Align Your Steps: the times that lower the KL divergence's upper bound for this model and data.
@@ -136,18 +138,19 @@ def _descend(costs: Costs, path: Sequence[int], sweeps: int | None) -> list[int]
     return path
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def fit_gits(
     model: Model,
     start: Samples,
-    steps: int,
+    steps: Evaluations,
     *,
     solver: str | Solver = "ddim",
     gammas: Sequence[float] = GAMMAS,
     teacher: str | Solver = "dpm-solver-3",
     candidates: GridSpec = "logsnr",
-    teacher_steps: int = 100,
+    teacher_steps: Evaluations = 100,
     **conditions: Any,
 ) -> tuple[float, ...]:
     r"""GITS: the times along an accurate trajectory between which DDIM steps err least, by dynamic programming.

@@ -159,7 +159,11 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            rules = [rule for rule in getattr(hints.get(name), "__metadata__", ()) if isinstance(rule, Between | Above | OneOf)]
+            rules = [
+                rule
+                for rule in getattr(hints.get(name), "__metadata__", ())
+                if isinstance(rule, Between | Above | OneOf)
+            ]
             if not rules or parameter.default is inspect.Parameter.empty:
                 raise ValueError(f"option {name!r} of {function.__name__} needs a default and Annotated[..., rule]")
             found[name] = Option(parameter.default, rules[0])

@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -278,7 +277,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "data.Standardise": lambda: {"shift": torch.zeros(2), "scale": torch.ones(2)},
     "data.as_tensor": lambda: {"x": x(2, 2), "device": "cpu"},
-    "data.digits": lambda: {},
+    "data.digits": dict,
     "data.every_third": lambda: {"labels": torch.tensor([0, 0, 1])},
     # guidance
     "guidance.Autoguided": lambda: {"model": model(), "weak": model(), "scale": 2.0, "rule": None},
@@ -413,7 +412,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "solvers.exponential": lambda: {"kind": "eps", "s": VP().knot(0.9), "t": VP().knot(0.5), "count": 2},
     "solvers.full_steps": lambda: {"evaluations": 2},
     "solvers.get": lambda: {"spec": "ddim"},
-    "solvers.names": lambda: {},
+    "solvers.names": dict,
     "solvers.phi": lambda: {"order": 1, "h": 0.5},
     "solvers.quadrature": lambda: {"nodes": [0.0, -1.0], "moments": [1.0, 0.5]},
     "solvers.register": lambda: {
@@ -470,7 +469,12 @@ def _first_names(found: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     called = dict[str, Callable[..., Any]]()
     for name, thing in found.items():
         kind = inspect.isfunction(thing) or inspect.isclass(thing)
-        if kind and id(thing) not in seen and not getattr(thing, "_is_protocol", False) and not inspect.isabstract(thing):
+        if (
+            kind
+            and id(thing) not in seen
+            and not getattr(thing, "_is_protocol", False)
+            and not inspect.isabstract(thing)
+        ):
             called[name] = thing
             seen.add(id(thing))
     return called

@@ -29,6 +29,7 @@ from torch import Tensor
 from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
 from sdekit.comparison.ruler import Features, Ruler, checked_data, chosen
+from sdekit.door import Count, FileName, door
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
@@ -54,6 +55,7 @@ CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
 
 
+@door
 @dataclass(frozen=True)
 class Comparison:
     """What ``compare`` returns.
@@ -84,6 +86,7 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def compare(
@@ -93,7 +96,7 @@ def compare(
     solvers: Sequence[Spec] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
     grid: GridSpec | Sequence[GridSpec] = "auto",
-    samples: int = 512,
+    samples: Count = 512,
     seed: int | Sequence[int] = 0,
     real: Samples | None = None,
     features: Features | None = None,
@@ -101,8 +104,8 @@ def compare(
     law: Target | None = None,
     train: Samples | None = None,
     target: str = "model",
-    out: str | Path | None = None,
-    batch_size: int | None = None,
+    out: FileName | None = None,
+    batch_size: Count | None = None,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Comparison:

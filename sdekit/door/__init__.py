@@ -28,18 +28,20 @@ from sdekit.door.rules import (
     Count,
     Device,
     Evaluations,
+    FileName,
     FloatDtype,
     Network,
-    Path,
     Place,
     Positive,
     Seed,
     Shape,
     Share,
+    Tally,
     Tolerance,
+    Width,
 )
 
 __all__ = [
-    "Count", "Device", "Evaluations", "FloatDtype", "Kind", "Network", "Path", "Place", "Positive", "Seed", "Shape",
-    "Share", "Tolerance", "door", "kind_of", "shown",
+    "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Seed", "Shape",
+    "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "shown",
 ]  # fmt: skip

@@ -30,7 +30,9 @@ def door(target: Target) -> Target:
         return cast(Target, _guarded(thing, lambda: get_type_hints(thing, include_extras=True), finite=True))
     init = thing.__init__
     fields = dataclasses.is_dataclass(thing)
-    thing.__init__ = _guarded(init, lambda: get_type_hints(thing if fields else init, include_extras=True), finite=False)
+    thing.__init__ = _guarded(
+        init, lambda: get_type_hints(thing if fields else init, include_extras=True), finite=False
+    )
     return target
 
 

@@ -144,7 +144,13 @@ def _instance(hint: Any) -> Kind:
     return Kind(read, lambda: _CALLED.get(hint, f"a {hint.__name__}"))
 
 
-_CALLED: dict[Any, str] = {type(None): "None", str: "text", bool: "True or False", bytes: "bytes", torch.dtype: "a dtype"}
+_CALLED: dict[Any, str] = {
+    type(None): "None",
+    str: "text",
+    bool: "True or False",
+    bytes: "bytes",
+    torch.dtype: "a dtype",
+}
 
 
 def _whole(finite: bool) -> Kind:
@@ -160,7 +166,9 @@ def _whole(finite: bool) -> Kind:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return isinstance(value, Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
 
 
 def _real(finite: bool) -> Kind:
@@ -266,7 +274,9 @@ def _many(origin: type, item: Kind) -> Kind:
     def read(value: Any) -> Any:
         if isinstance(value, _ARRAYS) and value.ndim == 1 and item.plain.isdisjoint({str}):
             value = value.tolist()
-        wrong = not isinstance(value, Sequence if ordered else Iterable) or isinstance(value, str | bytes | type | Tensor)
+        wrong = not isinstance(value, Sequence if ordered else Iterable) or isinstance(
+            value, str | bytes | type | Tensor
+        )
         if wrong or isinstance(value, collections.abc.Mapping | nn.Module):
             return REFUSED
         given = list(value)

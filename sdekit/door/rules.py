@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -85,6 +85,10 @@ class Named:
 
 Count = Annotated[int, Between(1, 10**8)]
 """How many samples, or how many at once."""
+Tally = Annotated[int, Between(0, 10**8)]
+"""How many of what there may be none of."""
+Width = Annotated[int, Between(1, 10**5)]
+"""A size of a network's layers."""
 Evaluations = Annotated[int, Between(1, 10**5)]
 """Network evaluations or steps of a run, whose table is made as a whole before it begins."""
 Seed = int
@@ -105,5 +109,5 @@ FloatDtype = Annotated[torch.dtype, Floating()]
 """The dtype of a state."""
 Network = Annotated[Callable[..., Tensor], Takes(2, "net(x, t)")]
 """What predicts."""
-Path = Annotated[str | os.PathLike[str], Named()]
+FileName = Annotated[str | os.PathLike[str], Named()]
 """The name of a file or a folder."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.grid.named import GRIDS
 from sdekit.names import check_options, lookup, options_of, parse
 from sdekit.process import Knot, Process
@@ -18,6 +19,7 @@ from sdekit.process import Knot, Process
 GridSpec = str | Sequence[float]
 
 
+@door
 @dataclass(frozen=True)
 class Grid:
     """The knots of a run and how many network evaluations each step may use.
@@ -34,6 +36,7 @@ class Grid:
     evaluations: tuple[int, ...]
 
     @classmethod
+    @door
     def make(cls, process: Process, spec: GridSpec, evaluations: int | Sequence[int]) -> Grid:
         """The grid ``spec`` with one step for each entry of ``evaluations`` (or that many of one each).
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.guidance.rules import Rule, Scale, check_scale, combine, converted, scale_at
 from sdekit.process import State, Time, match
 from sdekit.sampling import Model, Wrapper
@@ -32,6 +33,7 @@ class _Around(Wrapper):
         return output
 
 
+@door
 class Given(_Around):
     """A model with conditions fixed, the same for every sample, for what takes no conditions itself.
 
@@ -85,6 +87,7 @@ class _Pair(_Around):
         return converted(guided, own, kind, self.process, x, t)
 
 
+@door
 class ClassifierFree(_Pair):
     r"""F = F(x, ∅) + w (F(x, c) − F(x, ∅)) (Ho & Salimans 2022, eq. 6, whose scale is w − 1).
 
@@ -141,6 +144,7 @@ class ClassifierFree(_Pair):
         return good, bad
 
 
+@door
 class Autoguided(_Pair):
     r"""F = F_weak + w (F − F_weak): away from what a weaker model does wrong (Karras et al. 2024).
 
@@ -168,6 +172,7 @@ class Autoguided(_Pair):
         return self._ask(self.model, kind, x, t, conditions), self._ask(self.weak, kind, x, t, conditions)
 
 
+@door
 class ClassifierGuided(_Around):
     r"""s(x, t) + w ∇_x log p(c | x, t), that is ε − w σ ∇ log p (Dhariwal & Nichol 2021, eq. 14).
 
@@ -225,6 +230,7 @@ class ClassifierGuided(_Around):
         return torch.func.grad(total)(x)
 
 
+@door
 class Interval(_Around):
     r"""Guidance where low < σ/α ≤ high, and the plain prediction elsewhere (Kynkäänniemi et al. 2024).
 

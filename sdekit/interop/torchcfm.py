@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import door
 from sdekit.interop.adapter import adapted
 from sdekit.model import ScoreModel
 from sdekit.process import Flow, Process
 
 
+@door
 def wrap(net: Any, *, one_time: bool = False) -> ScoreModel:
     """A velocity network of torchcfm as a ``ScoreModel`` of ``Flow()``.
 

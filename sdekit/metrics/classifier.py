@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sdekit.door import Seed, door
 from sdekit.metrics.sets import Distance, Samples, rows, shuffled
 
 FOLDS = 5
 
 
-def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: int = 0) -> Distance:
+@door
+def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: Seed = 0) -> Distance:
     r"""The share of held-out x and y that a classifier tells apart, by five-fold cross-validation (C2ST).
 
     ½ where it cannot, 1 where it always can. By default √N nearest neighbours vote, N the samples trained on;

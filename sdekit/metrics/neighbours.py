@@ -13,6 +13,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from sdekit.door import Count, door
 from sdekit.metrics.sets import Distance, Samples, centred, rows, squares, step
 
 _TIE = 1 - 1e-9  # two roundings of one distance differ by less
@@ -32,7 +33,8 @@ def _radii(x: Tensor, k: int) -> Tensor:
     return torch.cat([part.topk(k + 1, largest=False).values[:, k] for part in squares(x, x)])
 
 
-def prdc(x: Samples, y: Samples, k: int = 5) -> PRDC:
+@door
+def prdc(x: Samples, y: Samples, k: Count = 5) -> PRDC:
     r"""Precision, recall, density and coverage of samples x against data y, with r_k(z) the distance of z to its k-th
     nearest other sample of its own set, and 1[·] the indicator:
 
@@ -75,6 +77,7 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
+@door
 def authenticity(x: Samples, train: Samples) -> Distance:
     r"""The share of x that are no copies: mean_i 1[ρ(t_i) < |x_i − t_i|].
 
@@ -98,7 +101,8 @@ def authenticity(x: Samples, train: Samples) -> Distance:
     return (own[place] < distance).double().mean()
 
 
-def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Distance:
+@door
+def ct_statistic(x: Samples, y: Samples, train: Samples, cells: Count = 3) -> Distance:
     r"""Σ_c w_c Z_c: do samples x lie nearer to the training set than data y that were not trained on?
 
     Far below 0: x are copies; far above: they lie farther than data do. Space is cut into cells by k-means of the

@@ -15,6 +15,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from sdekit.door import Evaluations, door
 from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec, identified
 from sdekit.ode.field import Field
@@ -87,8 +88,14 @@ def _integral(recorder: _Recorder) -> Tensor:
     return (weight * linear).sum() + ((weight * volume)[..., None] * divergences).sum(0)
 
 
+@door
 def plan_between(
-    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "auto"
+    solver: Solver | str,
+    process: Process,
+    t0: float,
+    t1: float,
+    steps: Evaluations | None = None,
+    grid: GridSpec = "auto",
 ) -> Plan:
     """A registered solver's table from t0 to t1 in either direction, without a final denoising.
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
+from sdekit.door import Count, Evaluations, door
 from sdekit.grid import Grid, GridSpec, identified, without_data
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
@@ -21,6 +22,7 @@ Split = Callable[[int], Sequence[int]]
 Vary = Callable[..., Mapping[str, Any]]
 
 
+@door
 @dataclass(frozen=True)
 class Solver:
     """A solver: ``rows(grid, **options)`` yields its table.
@@ -93,12 +95,13 @@ class Solver:
         """Whether it draws noise with these options."""
         return bool(self.plan(self.process or VP(), steps=3).intervals)
 
+    @door
     def plan(
         self,
         process: Process,
         *,
-        nfe: int | None = None,
-        steps: int | None = None,
+        nfe: Evaluations | None = None,
+        steps: Evaluations | None = None,
         grid: GridSpec = "auto",
         final: str = "auto",
     ) -> Plan:
@@ -201,13 +204,14 @@ def starting(evaluations: int, steps: int) -> Split:
     return lambda budget: [*first(min(budget, evaluations * steps)), *[1] * (budget - evaluations * steps)]
 
 
+@door
 def register(
     name: str,
     *,
     order: int,
     predicts: str,
     reference: str,
-    evaluations: int = 1,
+    evaluations: Count = 1,
     split: Split | None = None,
     invariant: bool = True,
     pathwise: bool = True,
@@ -265,6 +269,7 @@ def names() -> list[str]:
     return sorted(_SOLVERS)
 
 
+@door
 def get(spec: str | Solver) -> Solver:
     """The solver of that name, with options as in ``"ddim(eta=0.5)"``.
 

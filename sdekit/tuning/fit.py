@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sdekit.door import Count, Evaluations, Seed, Shape, door
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
@@ -30,20 +31,21 @@ class Interrupted(KeyboardInterrupt):
         self.plan = plan
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def tune(
     model: Model,
-    shape: Sequence[int],
-    nfe: int,
+    shape: Shape,
+    nfe: Evaluations,
     *,
-    starts: int = 200,
+    starts: Count = 200,
     budget: int = 1_500_000,
-    memory: int = 4,
+    memory: Count = 4,
     choices: Sequence[tuple[str, str]] = CANDIDATES,
     endpoints: Endpoints | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    batch_size: Count | None = None,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Tuned:

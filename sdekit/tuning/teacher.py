@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Seed, door
 from sdekit.noise import key, normal
 from sdekit.sampling import Model, batched, sample
 
@@ -23,7 +24,8 @@ TOLERANCE = 2e-3
 Endpoints = Callable[..., Tensor]
 
 
-def starts(model: Model, event: tuple[int, ...], stream: str, n: int, seed: int = 0) -> Tensor:
+@door
+def starts(model: Model, event: tuple[int, ...], stream: str, n: Count, seed: Seed = 0) -> Tensor:
     """n states at t_max [n, *event] of one of ``STREAMS``, float64 where the device has it.
 
     >>> from sdekit import ScoreModel, VP
