@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sdekit.door import Device, door
+from sdekit.door import Device, door, record
 from sdekit.names import lookup
 
 
-@door
+@record
 @dataclass(frozen=True)
 class Images:
     """A data set in two parts; no image is in both.

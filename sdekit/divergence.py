@@ -70,7 +70,7 @@ def draw_probes(
 @door
 def divergence(
     f: Map,
-    x: Float[Tensor, "batch *event"],
+    x: Annotated[Float[Tensor, "batch *event"], Rows()],
     probes: Probes | None,
     method: str = "hutchinson",
     mode: str = "vjp",
@@ -94,8 +94,10 @@ def divergence(
     >>> divergence(lambda x: x @ J.T, torch.zeros(1, 2), None, method="exact")[1]
     tensor([[4.]])
     """
-    estimate = lookup("divergence", method, METHODS)
+    estimate = lookup("divergence method", method, METHODS)
     open_products = lookup("mode", mode, _MODES)
+    if probes is not None and (probes.shape[1:] != x.shape or not len(probes)):
+        raise ValueError(f"probes has shape {list(probes.shape)}: it must be [probes, *x's], x's being {list(x.shape)}")
     value, products = open_products(f, x, chunk_size, probes)
     if probes is None:
         if method != "exact":

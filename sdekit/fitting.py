@@ -36,7 +36,7 @@ GAMMAS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 @torch.no_grad()
 def fit_ays(
     model: Model,
-    x0: Samples,
+    x0: Annotated[Samples, Rows()],
     steps: Evaluations,
     *,
     start: GridSpec = "logsnr",
@@ -143,7 +143,7 @@ def _descend(costs: Costs, path: Sequence[int], sweeps: int | None) -> list[int]
 @torch.no_grad()
 def fit_gits(
     model: Model,
-    start: Samples,
+    start: Annotated[Samples, Rows()],
     steps: Evaluations,
     *,
     solver: str | Solver = "ddim",
@@ -191,6 +191,8 @@ def fit_gits(
     if not gammas or not all(0 < gamma < math.inf for gamma in gammas):
         raise ValueError(f"gammas={tuple(gammas)}: at least one is needed, each positive and finite")
     if not isinstance(candidates, str):
+        if len(candidates) <= steps:
+            raise ValueError(f"candidates: {len(candidates)} times given, of which {steps} steps need {steps + 1}")
         teacher_steps = len(candidates) - 1
     check_count("teacher_steps", teacher_steps, steps, f"the grid's {steps} steps end on the teacher's times")
     knots = Grid.make(model.process, candidates, teacher_steps).knots

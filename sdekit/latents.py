@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.adaptive import AdaptiveSolution
-from sdekit.door import Network, door
+from sdekit.door import door
 from sdekit.model import evaluating
 from sdekit.sampling import Model, Solution, Wrapper
 from sdekit.solvers.registry import check_count

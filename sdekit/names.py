@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 Entry = TypeVar("Entry")
+_LARGEST = 3.5e38  # what is larger is infinite in float32
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
@@ -80,6 +81,10 @@ class Between:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.low, int | float) and isinstance(self.high, int | float) and self.low <= self.high):
+            raise ValueError(f"low={self.low!r}, high={self.high!r}: they must be numbers, low not above high")
+
     def allows(self, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
@@ -104,7 +109,7 @@ class Above:
 
     def allows(self, value: object) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (self.low < value < math.inf or (self.equal and value == self.low))
+        return number and (self.low < value < _LARGEST or (self.equal and value == self.low))
 
     def after(self, words: str) -> str:
         """``words``, which say what kind of number, with the range behind."""

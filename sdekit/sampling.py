@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.correction import Correct, Langevin
-from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Seed, Shape, door
+from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
@@ -69,7 +69,7 @@ class Wrapper:
         return self.model.device
 
 
-@door
+@record
 @dataclass(frozen=True)
 class Solution:
     """What ``sample`` returns.

@@ -388,7 +388,12 @@ def _at_data(t: Time | None, process: Process | None) -> bool:
 
 def _scales(t: Any, process: Any, x: Tensor) -> tuple[Any, Any]:
     """α and σ at t, in x's dtype and shaped to broadcast against x."""
-    t = t.to(x.dtype) if isinstance(t, Tensor) else t
+    if isinstance(t, Tensor):
+        if t.ndim and t.shape != x.shape[:1]:
+            raise ValueError(f"t has shape {list(t.shape)}: it must be a number or [{len(x)}], one for each sample")
+        t = t.to(x.dtype)
+    elif not min(process.t_min, process.t_max * 1e-12) <= t <= process.t_max * (1 + 1e-6):
+        raise ValueError(f"t={t}: it must lie in [t_min, t_max] = [{process.t_min}, {process.t_max}]")
     return match(process.alpha(t), x), match(process.sigma(t), x)
 
 

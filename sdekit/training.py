@@ -57,6 +57,8 @@ def denoising_loss(
     >>> denoising_loss(model, torch.zeros(2, 4), torch.tensor([0.1, 0.9]), torch.full((2, 4), 2.0))
     tensor([4., 4.])
     """
+    if x0.shape != eps.shape or t.shape != x0.shape[:1]:
+        raise ValueError(f"x0, t, eps: shapes {list(x0.shape)}, {list(t.shape)}, {list(eps.shape)}: t needs one time a row")
     a, b = PREDICTIONS[model.predicts](model.process, t)
     target = match(a, x0) * x0 + match(b, x0) * eps
     output = model.predict(model.predicts, model.process.perturb(x0, t, eps), t, **conditions)

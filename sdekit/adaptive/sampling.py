@@ -17,7 +17,7 @@ from torch import Tensor
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.noise import NO_NOISE, NOISES
-from sdekit.door import Count, Device, FloatDtype, Seed, Shape, Tolerance, door
+from sdekit.door import Count, Device, FloatDtype, Seed, Shape, Tolerance, door, record
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
@@ -28,7 +28,7 @@ from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
 
 
-@door
+@record
 @dataclass(frozen=True)
 class AdaptiveSolution:
     """What ``sample_adaptive`` returns.

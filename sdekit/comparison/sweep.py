@@ -29,7 +29,7 @@ from torch import Tensor
 from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
 from sdekit.comparison.ruler import Features, Ruler, checked_data, chosen
-from sdekit.door import Count, FileName, door
+from sdekit.door import Count, FileName, door, record
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
@@ -55,7 +55,7 @@ CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
 
 
-@door
+@record
 @dataclass(frozen=True)
 class Comparison:
     """What ``compare`` returns.

@@ -5,8 +5,8 @@ the same is converted (numpy's and other numbers to ``int`` and ``float``, 0-d t
 anything else is refused by one sentence that names the argument, the value and what is allowed. Ranges are rules of
 ``sdekit.names`` inside ``Annotated``; those that many functions share have names (``Count``, ``Seed``, …).
 
-A function computes with what it is given, so that its numbers and tensors must be finite, unless a rule says otherwise;
-a class keeps what it is given. Tensors on the CPU are looked through, once, before any loop. On an accelerator they are
+Numbers and tensors that something is computed with must be finite, unless a rule says otherwise; ``@record`` is for
+classes that keep what a run found, NaN too. Tensors on the CPU are looked through, once, before any loop. On an accelerator they are
 not, since the host would wait there for all that is queued: a start with NaN gives samples of NaN.
 
 >>> import numpy as np
@@ -22,7 +22,7 @@ Traceback (most recent call last):
 ValueError: steps=2.5: it must be a whole number from 1 to 100000000
 """
 
-from sdekit.door.guard import door
+from sdekit.door.guard import door, record
 from sdekit.door.kinds import Kind, kind_of, shown
 from sdekit.door.rules import (
     Count,
@@ -33,6 +33,7 @@ from sdekit.door.rules import (
     Network,
     Place,
     Positive,
+    Rows,
     Seed,
     Shape,
     Share,
@@ -42,6 +43,6 @@ from sdekit.door.rules import (
 )
 
 __all__ = [
-    "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Seed", "Shape",
-    "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "shown",
+    "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Rows", "Seed", "Shape",
+    "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
 ]  # fmt: skip

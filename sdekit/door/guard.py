@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -16,7 +17,8 @@ Target = TypeVar("Target", bound=Callable[..., Any])
 def door(target: Target) -> Target:
     """``target`` with its arguments read at the door; a class's are those of its ``__init__``. Its signature stays.
 
-    Annotations are read at the first call, when all that they name is defined. Raises ValueError at a call.
+    Annotations are read at the first call, when all that they name is defined. Raises ValueError at a call. A
+    ValueError from inside that names no argument is told what the call was given.
 
     >>> @door
     ... def half(value: float) -> float:
@@ -25,21 +27,40 @@ def door(target: Target) -> Target:
     Traceback (most recent call last):
     ValueError: value='x': it must be a finite number
     """
+    return _behind(target, computes=True)
+
+
+def record(target: Target) -> Target:
+    """As ``door``, for a class that keeps what a run found: NaN and infinity are among its numbers.
+
+    >>> @record
+    ... @dataclasses.dataclass
+    ... class Found:
+    ...     value: float
+    >>> Found(float("nan"))
+    Found(value=nan)
+    """
+    return _behind(target, computes=False)
+
+
+def _behind(target: Target, computes: bool) -> Target:
     thing: Any = target
     if not isinstance(target, type):
-        return cast(Target, _guarded(thing, lambda: get_type_hints(thing, include_extras=True), finite=True))
-    init = thing.__init__
-    fields = dataclasses.is_dataclass(thing)
-    thing.__init__ = _guarded(
-        init, lambda: get_type_hints(thing if fields else init, include_extras=True), finite=False
-    )
+        return cast(
+            Target, _guarded(thing, thing.__name__, lambda: get_type_hints(thing, include_extras=True), computes)
+        )
+    source = thing if dataclasses.is_dataclass(thing) else thing.__init__
+    hints = functools.partial(get_type_hints, source, include_extras=True)
+    thing.__init__ = _guarded(thing.__init__, thing.__name__, hints, computes)
     return target
 
 
-def _guarded(function: Callable[..., Any], hints: Callable[[], dict[str, Any]], finite: bool) -> Callable[..., Any]:
+def _guarded(
+    function: Callable[..., Any], called: str, hints: Callable[[], dict[str, Any]], computes: bool
+) -> Callable[..., Any]:
     @functools.cache
     def kinds() -> tuple[tuple[tuple[str, Kind], ...], dict[str, Kind]]:
-        return _kinds(inspect.signature(function), hints(), finite)
+        return _kinds(inspect.signature(function), hints(), computes)
 
     @functools.wraps(function)
     def enter(*args: Any, **kwargs: Any) -> Any:
@@ -53,20 +74,34 @@ def _guarded(function: Callable[..., Any], hints: Callable[[], dict[str, Any]], 
             kind = named.get(name)
             if kind is not None and type(value) not in kind.plain:
                 kwargs[name] = _read(name, kind, value)
-        return function(*(args if changed is None else changed), **kwargs)
+        try:
+            return function(*(args if changed is None else changed), **kwargs)
+        except ValueError as error:
+            if type(error) is ValueError and error.args:
+                given = {**{name: value for (name, _), value in zip(places, args)}, **kwargs}
+                error.args = (_with_call(str(error.args[0]), called, given), *error.args[1:])
+            raise
 
     return enter
 
 
+def _with_call(text: str, called: str, given: dict[str, Any]) -> str:
+    """The text of an error from inside, with the call behind it where it names none of what was given."""
+    given = {name: value for name, value in given.items() if name != "self"}
+    if not given or re.search(rf"(?<![\w.])({'|'.join(map(re.escape, given))})(?!\w)", text):
+        return text
+    return f"{text} (in {called}({', '.join(f'{name}={shown(value)}' for name, value in given.items())}))"
+
+
 def _kinds(
-    signature: inspect.Signature, hints: dict[str, Any], finite: bool
+    signature: inspect.Signature, hints: dict[str, Any], computes: bool
 ) -> tuple[tuple[tuple[str, Kind], ...], dict[str, Kind]]:
     """The kind of each argument that may be given by its place, in order, and of each that may be given by its name."""
     places, named = list[tuple[str, Kind]](), dict[str, Kind]()
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        kind = kind_of(hints.get(name, Any), finite)
+        kind = kind_of(hints.get(name, Any), computes)
         if parameter.kind is not parameter.KEYWORD_ONLY:
             places.append((name, kind))
         if parameter.kind is not parameter.POSITIONAL_ONLY:

@@ -22,6 +22,8 @@ from sdekit.names import Above, Between, OneOf
 
 REFUSED = object()
 """What ``Kind.read`` returns for a value that is not allowed."""
+LARGEST = torch.finfo(torch.float32).max
+"""What is larger is no finite number to a state in float32."""
 _ARRAYS = (Tensor, np.ndarray)
 _BITS = 64
 
@@ -82,6 +84,8 @@ def kind_of(hint: Any, finite: bool) -> Kind:
         return _array(hint, finite)
     if hint in _NAMED:
         return _NAMED[hint](finite)
+    if isinstance(hint, TypeVar) and hint.__bound__ is not None:
+        return kind_of(hint.__bound__, finite)
     if isinstance(hint, TypeVar | str) or hint is typing.Any or hint is object:
         return Kind(lambda value: value, lambda: "anything")
     if origin is None:
@@ -183,7 +187,7 @@ def _real(finite: bool) -> Kind:
             number = value if type(value) is float else float(value)
         except (OverflowError, ValueError):
             return REFUSED
-        return REFUSED if finite and not math.isfinite(number) else number
+        return REFUSED if finite and not abs(number) <= LARGEST else number
 
     return Kind(read, lambda: "a finite number" if finite else "a number", exact=False)
 
@@ -201,6 +205,13 @@ def _text(finite: bool) -> Kind:
 
 def _none(finite: bool) -> Kind:
     return Kind(lambda value: value if value is None else REFUSED, lambda: "None", frozenset({type(None)}))
+
+
+def _numpy(finite: bool) -> Kind:
+    def read(value: Any) -> Any:
+        return value if isinstance(value, np.ndarray) and not (finite and _spoilt(_as_tensor(value))) else REFUSED
+
+    return Kind(read, lambda: "a numpy array" + " of finite numbers" * finite)
 
 
 def _tensor(finite: bool) -> Kind:
@@ -221,7 +232,7 @@ def _array(hint: Any, finite: bool) -> Kind:
         fits = isinstance(found, hint.array_type) and str(found.dtype).removeprefix("torch.") in dtypes
         if not fits or found.ndim < least or (hint.index_variadic is None and found.ndim != least):
             return REFUSED
-        return REFUSED if tensor and finite and _spoilt(found) else found
+        return REFUSED if finite and _spoilt(_as_tensor(found)) else found
 
     def words() -> str:
         numbers = {"Float": "floating-point", "Int": "whole"}.get(hint.dtype.__name__, hint.dtype.__name__)
@@ -242,9 +253,11 @@ def _as_tensor(value: Any) -> Any:
         return torch.from_numpy(value.copy()) if value.dtype.kind in "fiub" else value
 
 
-def _spoilt(value: Tensor) -> bool:
-    """Whether a tensor holds NaN or infinity, where the host can see it without waiting, or nothing at all."""
-    return value.is_meta or (value.device.type == "cpu" and not _is_finite(value))
+def _spoilt(value: Any) -> bool:
+    """Whether a tensor holds nothing, or NaN or infinity where the host can see it without waiting."""
+    if not isinstance(value, Tensor):  # an array of text or objects
+        return True
+    return value.is_meta or value.numel() == 0 or (value.device.type == "cpu" and not _is_finite(value))
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -329,7 +342,7 @@ def _words_of(count: int) -> str:
 
 
 def takes(value: object, count: int | None) -> bool:
-    """Whether it can be called with so many arguments by their places; a class is no function, but what it makes may be.
+    """Whether it can be called with so many arguments by their places. A class is no function: what it makes may be.
 
     >>> takes(lambda x, t: x, 2), takes(lambda x: x, 2), takes(int, None)
     (True, False, False)
@@ -349,6 +362,6 @@ def takes(value: object, count: int | None) -> bool:
 
 
 _NAMED: dict[Any, Callable[[bool], Kind]] = {
-    int: _whole, float: _real, bool: _flag, str: _text, type(None): _none, None: _none, Tensor: _tensor,
+    int: _whole, float: _real, bool: _flag, str: _text, type(None): _none, None: _none, Tensor: _tensor, np.ndarray: _numpy,
     Callable: lambda finite: _function(...), collections.abc.Callable: lambda finite: _function(...),
 }  # fmt: skip

@@ -30,6 +30,17 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """States: one sample in each row, of at least one dimension."""
+
+    def allows(self, value: Any) -> bool:
+        return getattr(value, "x", value).ndim >= 2  # of what a run returned, its samples
+
+    def after(self, words: str) -> str:
+        return f"{words}: [batch, *event] with at least one element"
+
+
+@dataclass(frozen=True)
 class Here:
     """A device of this machine that computes."""
 

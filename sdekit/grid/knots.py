@@ -37,7 +37,7 @@ class Grid:
 
     @classmethod
     @door
-    def make(cls, process: Process, spec: GridSpec, evaluations: int | Sequence[int]) -> Grid:
+    def make(cls, process: Process, spec: GridSpec, evaluations: Evaluations | Sequence[Evaluations]) -> Grid:
         """The grid ``spec`` with one step for each entry of ``evaluations`` (or that many of one each).
 
         Args:

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdekit.door import Evaluations, FloatDtype, Seed, Shape, door
+from sdekit.door import Evaluations, FloatDtype, Seed, Shape, door, record
 from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec
 from sdekit.guidance.rules import combine
@@ -54,7 +54,7 @@ class WeightsWarning(UserWarning):
     """Weights so uneven that a few particles stand for all."""
 
 
-@door
+@record
 @dataclass(frozen=True)
 class Tilted:
     """What ``tilted`` returns.

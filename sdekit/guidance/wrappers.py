@@ -286,6 +286,8 @@ def rows(value: Any, x: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value.to(x.device, non_blocking=True).expand(len(x), *value.shape)
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < 2**63:
+            raise ValueError(f"condition {value}: a number that is the same for every sample must be finite, below 2^63")
         return x.new_full((len(x),), value, dtype=torch.int64 if isinstance(value, int) else x.dtype)
     return value
 

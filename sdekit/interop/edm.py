@@ -46,6 +46,7 @@ def wrap(net: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_ma
     return ScoreModel(net if classes is None else _Labelled(net, int(classes)), EDM(low, high), "x0")
 
 
+@door
 def sigma_range(net: object, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
     """The σ that were asked for, or else those that ``net`` states, or EDM's.
 

@@ -16,7 +16,7 @@ from sdekit.process import Flow, Process
 
 
 @door
-def wrap(net: Any, *, one_time: bool = False) -> ScoreModel:
+def wrap(net: Callable[..., Tensor], *, one_time: bool = False) -> ScoreModel:
     """A velocity network of torchcfm as a ``ScoreModel`` of ``Flow()``.
 
     It is called as ``net(t, x, **conditions)`` with t [batch]: ``UNetModelWrapper``, whose label is ``y``. A network of

@@ -94,7 +94,7 @@ class _Run:
 @in_evaluation_mode
 def elbo(
     model: Model,
-    x: State | np.ndarray,
+    x: Annotated[State | np.ndarray, Rows()],
     kind: str = "score-flow",
     *,
     times: Count = 16,

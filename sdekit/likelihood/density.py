@@ -20,7 +20,7 @@ from sdekit import noise
 from sdekit.data import Quantization
 from sdekit.divergence import METHODS, draw_probes
 from sdekit.divergence import divergence as trace
-from sdekit.door import Count, Evaluations, Place, Seed, Tolerance, door
+from sdekit.door import Count, Evaluations, Place, Seed, Tolerance, door, record
 from sdekit.grid import GridSpec
 from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
 from sdekit.likelihood.errors import Spread, StdErr, fewest, spread_of
@@ -33,7 +33,7 @@ from sdekit.solvers.registry import check_count
 PerSample = Float[Tensor, "batch"]
 
 
-@door
+@record
 @dataclass(frozen=True)
 class LogLikelihood:
     """What ``log_prob`` returns.

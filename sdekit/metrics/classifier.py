@@ -38,6 +38,8 @@ def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: Se
     x, y = rows(x, y, 2 * FOLDS)
     n = min(len(x), len(y))
     both = np.concatenate([_some(x, n, seed), _some(y, n, seed + 1)])
+    if classifier is not None and not hasattr(classifier, "fit"):
+        raise ValueError(f"classifier={classifier!r}: it must be one of scikit-learn's, with fit and predict, or None")
     if classifier is None:
         classifier = KNeighborsClassifier(int((2 * n * (FOLDS - 1) / FOLDS) ** 0.5))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

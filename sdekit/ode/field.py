@@ -167,7 +167,7 @@ def network(model: Model, kind: str, n: int, conditions: Mapping[str, Any]) -> E
 
 
 @door
-def rows_of(conditions: Mapping[str, Any], rows: Tensor | None, n: Count) -> dict[str, Any]:
+def rows_of(conditions: Mapping[str, Any], rows: Int[Tensor, "rows"] | None, n: Count) -> dict[str, Any]:
     """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes."""
     if rows is None:
         return dict(conditions)

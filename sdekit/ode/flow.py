@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdekit.adaptive import AdaptiveSolution
 from sdekit.data import as_tensor
-from sdekit.door import Evaluations, Tally, Tolerance, door
+from sdekit.door import Evaluations, Tally, Tolerance, door, record
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode, networks
 from sdekit.names import lookup, unknown
@@ -29,7 +29,7 @@ from sdekit.solvers.registry import check_count
 States = State | np.ndarray | Solution | AdaptiveSolution
 
 
-@door
+@record
 @dataclass(frozen=True)
 class Path:
     """Where a solve ended.
@@ -48,7 +48,7 @@ class Path:
 
 
 @door
-def state_of(model: Model, x: States, t: float | None = None) -> tuple[State, float]:
+def state_of(model: Model, x: Annotated[States, Rows()], t: float | None = None) -> tuple[State, float]:
     """x as a state at time t, and t: by default that of what ``sample`` returned, of other x t_min.
 
     Raises ValueError for denoised samples, which are no states of the process, and for samples of another time.
@@ -124,6 +124,8 @@ def integrate(
     (True, torch.Size([3]))
     """
     process, rule = model.process, _rule(method)
+    if probes and evaluate is None:
+        raise ValueError(f"probes={probes}: only what evaluate= gives has divergences to follow")
     y, _ = state_of(model, x, t0)
     _check(process, y, (t0, t1), (rtol, atol), gradients, variable)
     check_count("max_attempts", max_attempts, 1, "it bounds the steps that one sample tries")
@@ -148,7 +150,7 @@ def integrate(
 
 
 @door
-def flow(model: Model, x: States, t0: float, t1: float, **arguments: Any) -> State:
+def flow(model: Model, x: Annotated[States, Rows()], t0: float, t1: float, **arguments: Any) -> State:
     """Where the probability-flow ODE takes x from t0 to t1; the arguments are those of ``integrate``.
 
     >>> from sdekit import VE, targets
@@ -161,7 +163,7 @@ def flow(model: Model, x: States, t0: float, t1: float, **arguments: Any) -> Sta
 
 
 @door
-def encode(model: Model, x0: States, **arguments: Any) -> State:
+def encode(model: Model, x0: Annotated[States, Rows()], **arguments: Any) -> State:
     """The latent of x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
 
     Data are taken for states at t_min, as is usual. Samples are such states with ``final="none"``: hand over what
@@ -177,7 +179,7 @@ def encode(model: Model, x0: States, **arguments: Any) -> State:
 
 
 @door
-def decode(model: Model, z: States, **arguments: Any) -> State:
+def decode(model: Model, z: Annotated[States, Rows()], **arguments: Any) -> State:
     """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
     return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
 

@@ -183,6 +183,7 @@ def check_count(name: str, value: object, low: int, why: str) -> None:
         raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")
 
 
+@door
 @lru_cache
 def full_steps(evaluations: int) -> Split:
     """Steps of ``evaluations`` each, and one step for the rest (Lu et al. 2022, DPM-Solver-fast's rule).
@@ -193,6 +194,7 @@ def full_steps(evaluations: int) -> Split:
     return lambda budget: [evaluations] * (budget // evaluations) + [budget % evaluations] * (budget % evaluations > 0)
 
 
+@door
 @lru_cache
 def starting(evaluations: int, steps: int) -> Split:
     """The first ``steps`` steps of ``evaluations`` each, as far as the budget goes, then steps of one.

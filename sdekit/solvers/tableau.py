@@ -245,7 +245,7 @@ def _number(value: Coefficient) -> str:
 
 
 @door
-def phi(order: int, h: float) -> float:
+def phi(order: Annotated[int, Between(0, 100)], h: Annotated[float, Between(-700, 700)]) -> float:
     """φ_k(h) = ∫_0^1 e^{(1−u)h} u^{k−1}/(k−1)! du: φ_0 = e^h, φ_{k+1} = (φ_k − 1/k!)/h.
 
     The functions of exponential integrators (Hochbruck & Ostermann 2010, eq. 2.10), to rounding at any h.
@@ -267,7 +267,7 @@ def phi(order: int, h: float) -> float:
 
 
 @door
-def exponential(kind: str, s: Knot, t: Knot, count: Count) -> tuple[float, list[float]]:
+def exponential(kind: Literal["eps", "x0"], s: Knot, t: Knot, count: Annotated[int, Between(0, 100)]) -> tuple[float, list[float]]:
     """The exact step of the probability-flow ODE, for a prediction that is a polynomial in λ between s and t.
 
     With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver proposition 3.1, DPM-Solver++ proposition 4.1):
@@ -293,4 +293,6 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     >>> [round(w, 12) for w in quadrature([0.0, -1.0], [1.0, 0.5])]  # Adams-Bashforth
     [1.5, -0.5]
     """
+    if len(nodes) != len(moments):
+        raise ValueError(f"nodes, moments: {len(nodes)} and {len(moments)} given: there must be as many of each")
     return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()

@@ -91,6 +91,10 @@ def tune(
     check_count("budget", budget, 0, "it counts network evaluations")
     check_count("starts", starts, 3, "two thirds of them are fitted, the others choose")
     event = tuple(check_shape(shape, None)[1:])
+    if not event:
+        raise ValueError(f"shape={tuple(shape)}: it must be [n, *event], with at least one dimension of event")
+    if not choices:
+        raise ValueError("choices=(): at least one solver with its grid is needed to begin with")
     held, free = starts // 3, free_count(nfe, min(memory, nfe))
     check_count("starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers")
     check_conditions(model, conditions, tune)

@@ -25,7 +25,7 @@ Endpoints = Callable[..., Tensor]
 
 
 @door
-def starts(model: Model, event: tuple[int, ...], stream: str, n: Count, seed: Seed = 0) -> Tensor:
+def starts(model: Model, event: tuple[Count, ...], stream: str, n: Count, seed: Seed = 0) -> Tensor:
     """n states at t_max [n, *event] of one of ``STREAMS``, float64 where the device has it.
 
     >>> from sdekit import ScoreModel, VP
@@ -35,7 +35,7 @@ def starts(model: Model, event: tuple[int, ...], stream: str, n: Count, seed: Se
     """
     samples = torch.arange(n, device=model.device)
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
-    z = normal(key(seed, STREAMS[stream]), 0, samples, event, dtype)
+    z = normal(key(seed, lookup("stream", stream, STREAMS)), 0, samples, event, dtype)
     return z * model.process.knot(model.process.t_max).sigma
 
 
