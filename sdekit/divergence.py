@@ -21,14 +21,14 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
-from sdekit.door import Count, Place, Seed, door
+from sdekit.door import Count, Place, Rows, Seed, door
 from sdekit.names import lookup
 from sdekit.solvers.registry import check_count
 

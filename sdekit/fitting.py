@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sdekit.door import Count, Evaluations, Seed, door
+from sdekit.door import Count, Evaluations, Rows, Seed, door
 from sdekit.grid import Grid, GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.noise import normal
@@ -92,7 +92,10 @@ def fit_ays(
 
 def _candidates(process: Process, start: GridSpec, steps: int, count: int) -> tuple[list[Knot], list[int]]:
     """The knots of ``start`` and, where none of them is near, ``count`` more, noise first; and where its own stand."""
-    own = Grid.make(process, start, steps).knots
+    try:
+        own = Grid.make(process, start, steps).knots
+    except ValueError as error:
+        raise ValueError(f"start: {error}") from None
     fine = np.linspace(own[0].half_log_snr, own[-1].half_log_snr, count + 1)
     taken = np.array([knot.half_log_snr for knot in own])
     apart = (own[-1].half_log_snr - own[0].half_log_snr) / (100 * count)
@@ -248,8 +251,12 @@ def _cheapest(costs: Costs, steps: int, gamma: float) -> list[int]:
 
 def _check_deterministic(**solvers: str | Solver) -> None:
     for role, spec in solvers.items():
-        if get(spec).stochastic:
-            raise ValueError(f"{role}={get(spec).name!r} draws noise: a trajectory needs a deterministic solver")
+        try:
+            solver = get(spec)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from None
+        if solver.stochastic:
+            raise ValueError(f"{role}={solver.name!r} draws noise: a trajectory needs a deterministic solver")
 
 
 def _check_samples(name: str, x: Tensor) -> None:

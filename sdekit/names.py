@@ -108,15 +108,17 @@ class Above:
     equal: bool = False
 
     def allows(self, value: object) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (self.low < value < _LARGEST or (self.equal and value == self.low))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low < value < _LARGEST or (self.equal and value == self.low)
 
     def after(self, words: str) -> str:
         """``words``, which say what kind of number, with the range behind."""
-        return f"{words} {'of at least' if self.equal else 'above'} {self.low}"
+        finite = words.replace("a number", "a finite number")
+        return f"{finite} {'of at least' if self.equal else 'above'} {self.low}"
 
     def __str__(self) -> str:
-        return self.after("a finite number")
+        return self.after("a number")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.correction import Correct, Langevin
-from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Seed, Shape, door, record
+from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Rows, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
@@ -104,7 +104,7 @@ def space_of(model: object) -> str:
 def march(
     plan: Plan,
     model: Model,
-    x: Tensor,
+    x: Annotated[Tensor, Rows()],
     draw: Draws,
     correct: Correct | None = None,
     look: bool = True,

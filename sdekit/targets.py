@@ -413,7 +413,9 @@ def _positive(name: str, value: float | Tensor, means: Tensor) -> Tensor:
     given = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     count = len(means)
     if given.shape not in ((), (count,)):
-        raise ValueError(f"{name} has shape {list(given.shape)}: it must be a number or [{count}], one per component")
+        raise ValueError(
+            f"{name} has shape {list(given.shape)}: it must be a number or [{count}], one per component of means"
+        )
     given = given.expand(count)
     bad = given[~((given > 0) & (given < math.inf))]
     if len(bad):

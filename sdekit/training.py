@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sdekit import noise
 from sdekit.checkpoint import Checkpoint, Keeper, State
 from sdekit.data import as_tensor
-from sdekit.door import Count, Device, Place, Seed, door
+from sdekit.door import Count, Device, Place, Rows, Seed, door
 from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel, TimeMap
 from sdekit.names import lookup
@@ -58,7 +58,9 @@ def denoising_loss(
     tensor([4., 4.])
     """
     if x0.shape != eps.shape or t.shape != x0.shape[:1]:
-        raise ValueError(f"x0, t, eps: shapes {list(x0.shape)}, {list(t.shape)}, {list(eps.shape)}: t needs one time a row")
+        raise ValueError(
+            f"x0, t, eps: shapes {list(x0.shape)}, {list(t.shape)}, {list(eps.shape)}: t needs one time a row"
+        )
     a, b = PREDICTIONS[model.predicts](model.process, t)
     target = match(a, x0) * x0 + match(b, x0) * eps
     output = model.predict(model.predicts, model.process.perturb(x0, t, eps), t, **conditions)
@@ -300,7 +302,7 @@ def _labels(labels: Any, count: int) -> Tensor | None:
 
 @door
 def denoising_risk(
-    model: ScoreModel, x0: Samples, times: str, seed: Seed, step: Place, **conditions: Any
+    model: ScoreModel, x0: Annotated[Samples, Rows()], times: str, seed: Seed, step: Place, **conditions: Any
 ) -> Float[Tensor, ""]:
     """Mean of w · ``denoising_loss`` over a batch, its times and noise drawn for (seed, step).
 

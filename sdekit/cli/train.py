@@ -54,7 +54,10 @@ def train_images(
     from sdekit.readers import read
     from sdekit.training import Checkpoint, Denoising, Optimisation, train_denoiser
 
-    x = read(data).x
+    try:
+        x = read(data).x
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--data {data}: {error}") from None
     if x.ndim != 4:
         raise ValueError(
             f"--data {data}: samples of shape {list(x.shape[1:])}; images [channels, height, width] are needed"

@@ -372,7 +372,7 @@ class _Ticker:
         return tick
 
 
-def _identity(name: str, thing: object, out: str | Path | None) -> str:
+def _identity(name: str, thing: object, out: object) -> str:
     """Its digest; where it has none, one that no other run has, so that nothing stored is taken for it."""
     try:
         return identify(thing)
@@ -383,7 +383,7 @@ def _identity(name: str, thing: object, out: str | Path | None) -> str:
         return f"unidentified-{secrets.token_hex(8)}"
 
 
-def _network(model: Model, conditions: Mapping[str, Any], out: str | Path | None) -> str:
+def _network(model: Model, conditions: Mapping[str, Any], out: object) -> str:
     """The digest of the model with its conditions."""
     network = _identity("model", model, out)
     return identify((network, _identity("conditions", conditions, out))) if conditions else network

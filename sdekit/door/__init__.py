@@ -6,8 +6,8 @@ anything else is refused by one sentence that names the argument, the value and 
 ``sdekit.names`` inside ``Annotated``; those that many functions share have names (``Count``, ``Seed``, …).
 
 Numbers and tensors that something is computed with must be finite, unless a rule says otherwise; ``@record`` is for
-classes that keep what a run found, NaN too. Tensors on the CPU are looked through, once, before any loop. On an accelerator they are
-not, since the host would wait there for all that is queued: a start with NaN gives samples of NaN.
+classes that keep what a run found, NaN too. Tensors on the CPU are looked through, once, before any loop. On an
+accelerator they are not, since the host would wait there for all that is queued: a start with NaN gives samples of NaN.
 
 >>> import numpy as np
 >>> from typing import Annotated
@@ -43,6 +43,6 @@ from sdekit.door.rules import (
 )
 
 __all__ = [
-    "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Rows", "Seed", "Shape",
-    "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
+    "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Rows", "Seed",
+    "Shape", "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
 ]  # fmt: skip

@@ -45,13 +45,14 @@ def record(target: Target) -> Target:
 
 def _behind(target: Target, computes: bool) -> Target:
     thing: Any = target
-    if not isinstance(target, type):
-        return cast(
-            Target, _guarded(thing, thing.__name__, lambda: get_type_hints(thing, include_extras=True), computes)
-        )
-    source = thing if dataclasses.is_dataclass(thing) else thing.__init__
-    hints = functools.partial(get_type_hints, source, include_extras=True)
-    thing.__init__ = _guarded(thing.__init__, thing.__name__, hints, computes)
+    called: str = thing.__name__
+    if not inspect.isclass(thing):
+        hints = functools.partial(get_type_hints, thing, include_extras=True)
+        return cast(Target, _guarded(thing, called, hints, computes))
+    new: Any = thing
+    fields = dataclasses.is_dataclass(thing)  # whose __init__ is made, and has the annotations of the class
+    hints = functools.partial(get_type_hints, new if fields else new.__init__, include_extras=True)
+    new.__init__ = _guarded(new.__init__, called, hints, computes)
     return target
 
 
@@ -87,7 +88,7 @@ def _guarded(
 
 def _with_call(text: str, called: str, given: dict[str, Any]) -> str:
     """The text of an error from inside, with the call behind it where it names none of what was given."""
-    given = {name: value for name, value in given.items() if name != "self"}
+    given = {name: value for name, value in given.items() if name not in ("self", "cls")}
     if not given or re.search(rf"(?<![\w.])({'|'.join(map(re.escape, given))})(?!\w)", text):
         return text
     return f"{text} (in {called}({', '.join(f'{name}={shown(value)}' for name, value in given.items())}))"

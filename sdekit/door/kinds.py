@@ -184,7 +184,7 @@ def _real(finite: bool) -> Kind:
         if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
             return REFUSED
         try:
-            number = value if type(value) is float else float(value)
+            number = float(value)
         except (OverflowError, ValueError):
             return REFUSED
         return REFUSED if finite and not abs(number) <= LARGEST else number
@@ -362,6 +362,7 @@ def takes(value: object, count: int | None) -> bool:
 
 
 _NAMED: dict[Any, Callable[[bool], Kind]] = {
-    int: _whole, float: _real, bool: _flag, str: _text, type(None): _none, None: _none, Tensor: _tensor, np.ndarray: _numpy,
-    Callable: lambda finite: _function(...), collections.abc.Callable: lambda finite: _function(...),
+    int: _whole, float: _real, bool: _flag, str: _text, type(None): _none, None: _none, Tensor: _tensor,
+    np.ndarray: _numpy, Callable: lambda finite: _function(...),
+    collections.abc.Callable: lambda finite: _function(...),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ class Sizes:
     """[n, *event]: whole numbers of at least 1."""
 
     def allows(self, value: Sequence[int]) -> bool:
-        return len(value) > 0 and min(value) >= 1 and math.prod(value) <= LARGEST
+        return len(value) > 1 and min(value) >= 1 and math.prod(value) <= LARGEST
 
     def after(self, words: str) -> str:
-        return f"[n, *event], whole numbers of at least 1, no more than {LARGEST:.0e} together"
+        return f"[n, *event], at least two whole numbers from 1 on, no more than {LARGEST:.0e} together"
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,9 @@ class ClassifierFree(_Pair):
     def pair(self, kind: str, x: State, t: Time, conditions: Mapping[str, Any]) -> tuple[State, State]:
         """F(x, c) and F(x, ∅)."""
         if missing := [name for name in self.null if conditions.get(name) is None]:
-            raise ValueError(f"{missing[0]}: classifier-free guidance needs it at every call, as in {missing[0]}=...")
+            raise ValueError(
+                f"{missing[0]}: classifier-free guidance needs what null names at every call, as in {missing[0]}=..."
+            )
         none = {name: rows(value, x) for name, value in self.null.items() if value is not None}
         free = {**{name: value for name, value in conditions.items() if name not in self.null}, **none}
         if not self.doubled:
@@ -287,7 +289,9 @@ def rows(value: Any, x: Tensor) -> Any:
         return value.to(x.device, non_blocking=True).expand(len(x), *value.shape)
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) < 2**63:
-            raise ValueError(f"condition {value}: a number that is the same for every sample must be finite, below 2^63")
+            raise ValueError(
+                f"condition {value}: a number that is the same for every sample must be finite, below 2^63"
+            )
         return x.new_full((len(x),), value, dtype=torch.int64 if isinstance(value, int) else x.dtype)
     return value
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdekit import noise
 from sdekit.data import Quantization, as_tensor
-from sdekit.door import Count, Evaluations, Place, Seed, door
+from sdekit.door import Count, Evaluations, Place, Rows, Seed, door
 from sdekit.grid import Grid
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup

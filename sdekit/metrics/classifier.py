@@ -18,9 +18,7 @@ MOST = 10_000  # samples of a set: their number alone leaves a standard deviatio
 
 
 @door
-def classifier_accuracy(
-    x: Samples, y: Samples, classifier: Any = None, seed: Seed = 0, most: Count = MOST
-) -> Distance:
+def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: Seed = 0, most: Count = MOST) -> Distance:
     r"""The share of held-out x and y that a classifier tells apart, by five-fold cross-validation (C2ST).
 
     ½ where it cannot, 1 where it always can. By default √N nearest neighbours vote, N the samples trained on;

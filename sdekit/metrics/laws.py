@@ -50,6 +50,8 @@ def nll_gap(x: Samples, y: Samples, law: Target) -> Distance:
     >>> round(nll_gap(torch.ones(1, 1), torch.zeros(1, 1), law).item(), 6)
     0.5
     """
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"x, y: samples of shapes {list(x.shape[1:])} and {list(y.shape[1:])}: they must be equal")
     return (negative_log_likelihood(x, law) - negative_log_likelihood(y, law)).abs()
 
 

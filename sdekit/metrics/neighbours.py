@@ -92,7 +92,7 @@ def authenticity(x: Samples, train: Samples) -> Distance:
     >>> authenticity(torch.tensor([[0.1], [4.9], [2.5], [9.5]]), train).item()
     0.5
     """
-    x, train = centred(x, train)
+    x, train = centred(x, train, called=("x", "train"))
     if len(train) < 2:
         raise ValueError(f"train: {len(train)} sample given: at least 2 are needed")
     distance, number = nearest(x, train)
@@ -122,7 +122,7 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: Count = 3) -> Di
 
     if cells < 1:
         raise ValueError(f"cells={cells}: it must be at least 1")
-    train = rows(train, x)[0]
+    train = rows(train, x, called=("train", "x"))[0]
     x, y = rows(x, y)
     kmeans: Any = KMeans  # its stub knows n_init="auto" alone
     partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.detach().cpu().numpy())
@@ -138,7 +138,7 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: Count = 3) -> Di
             total += len(in_y) * _mann_whitney(nearest(in_x, known)[0], nearest(in_y, known)[0])
             weight += len(in_y)
     if not weight:
-        raise ValueError(f"x: {len(x)} samples given: no cell of {cells} has more than 20 of them")
+        raise ValueError(f"x, cells: {len(x)} samples given: no cell of {cells} has more than 20 of them")
     return x.new_tensor(total / weight)
 
 

@@ -216,6 +216,8 @@ def _zeroed(layer: Layer) -> Layer:
 
 
 def _check_widths(widths: Sequence[Width], heads: int, groups: int) -> None:
+    if not widths:
+        raise ValueError("widths is empty: a network has at least one level")
     for width in widths:
         if width % groups:
             raise ValueError(f"widths={list(widths)}: {width} is not divisible by groups={groups}")

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from sdekit.door import Count, door
@@ -167,7 +168,7 @@ def network(model: Model, kind: str, n: int, conditions: Mapping[str, Any]) -> E
 
 
 @door
-def rows_of(conditions: Mapping[str, Any], rows: Int[Tensor, "rows"] | None, n: Count) -> dict[str, Any]:
+def rows_of(conditions: Mapping[str, Any], rows: Int[Tensor, "part"] | None, n: Count) -> dict[str, Any]:
     """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes."""
     if rows is None:
         return dict(conditions)

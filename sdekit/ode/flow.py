@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdekit.adaptive import AdaptiveSolution
 from sdekit.data import as_tensor
-from sdekit.door import Evaluations, Tally, Tolerance, door, record
+from sdekit.door import Evaluations, Rows, Tally, Tolerance, door, record
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode, networks
 from sdekit.names import lookup, unknown

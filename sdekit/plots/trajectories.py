@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sdekit.door import Evaluations, Rows, Seed, Shape, door
 from sdekit.grid import GridSpec
 from sdekit.plots.denoising import pixels
 from sdekit.plots.style import COLOURS, figure, tidy
@@ -33,15 +34,16 @@ class _Way:
     states: Float[Tensor, "times n *event"]
 
 
+@door
 def trajectories(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     solvers: Sequence[str | Solver] = ("euler-maruyama", "ddim", "dpmpp-2m"),
     *,
-    nfe: int = 10,
+    nfe: Evaluations = 10,
     grid: GridSpec = "auto",
-    seed: int = 0,
-    data: Float[Tensor, "m *event"] | None = None,
+    seed: Seed = 0,
+    data: Annotated[Float[Tensor, "m *event"], Rows()] | None = None,
     **conditions: Any,
 ) -> Figure:
     """What each solver makes of the same starts, step by step, from noise to data.

@@ -126,6 +126,8 @@ def contact_sheet(result: Comparison, path: FileName) -> Path | None:
     figure = sheet(result)
     if figure is None:
         return None
+    if Path(path).is_dir():
+        raise ValueError(f"path={str(path)!r}: it is a folder; give the name of a file")
     Path(path).write_bytes(png(figure, 150))
     return Path(path)
 
@@ -200,7 +202,9 @@ def _scatter(panel: Axes, x: Tensor, real: Tensor) -> None:
 def pictures_of(x: Tensor, real: Tensor, path: FileName) -> Path:
     """Draw samples x [n, *event] in rows of eight images, or as one scatter whose axes are those of ``real``."""
     if x.ndim < 2 or x.shape[1:] != real.shape[1:]:
-        raise ValueError(f"x, real: samples {list(x.shape)} and {list(real.shape)}: [n, *event] of one event are needed")
+        raise ValueError(
+            f"x, real: samples {list(x.shape)} and {list(real.shape)}: [n, *event] of one event are needed"
+        )
     figure = Figure(figsize=(4, 4), layout="constrained")
     if _is_image(x):
         strips = x.split(_IMAGES)

@@ -272,7 +272,7 @@ def names() -> list[str]:
 
 
 @door
-def get(spec: str | Solver) -> Solver:
+def get(solver: str | Solver) -> Solver:
     """The solver of that name, with options as in ``"ddim(eta=0.5)"``.
 
     Raises ValueError for an unknown name, option, or value.
@@ -280,16 +280,16 @@ def get(spec: str | Solver) -> Solver:
     >>> get("ddim").stochastic, get("ddim(eta=1.0)").stochastic
     (False, True)
     """
-    if isinstance(spec, Solver):
-        return spec
-    name, options = parse(spec)
+    if isinstance(solver, Solver):
+        return solver
+    name, options = parse(solver)
     if name in FITTED:
         raise ValueError(f"solver {name!r} has to be fitted to a model first: {FITTED[name]} returns it, for solver=")
-    solver = lookup("solver", name, _SOLVERS)
-    if not options and solver.vary is None:
-        return solver
-    available = solver.available
+    found = lookup("solver", name, _SOLVERS)
+    if not options and found.vary is None:
+        return found
+    available = found.available
     check_options(name, available, options)
     every = {option: options.get(option, known.default) for option, known in available.items()}
-    varied = solver.vary(**every) if solver.vary else {}
-    return replace(solver, options=tuple(sorted(options.items())), **varied)
+    varied = found.vary(**every) if found.vary else {}
+    return replace(found, options=tuple(sorted(options.items())), **varied)

@@ -21,13 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit.door import Count, door
+from sdekit.door import door
+from sdekit.names import Between, OneOf
 from sdekit.process import Knot
 
 Coefficient = float | Tensor
@@ -267,7 +268,9 @@ def phi(order: Annotated[int, Between(0, 100)], h: Annotated[float, Between(-700
 
 
 @door
-def exponential(kind: Literal["eps", "x0"], s: Knot, t: Knot, count: Annotated[int, Between(0, 100)]) -> tuple[float, list[float]]:
+def exponential(
+    kind: Annotated[str, OneOf("eps", "x0")], s: Knot, t: Knot, count: Annotated[int, Between(0, 100)]
+) -> tuple[float, list[float]]:
     """The exact step of the probability-flow ODE, for a prediction that is a polynomial in λ between s and t.
 
     With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver proposition 3.1, DPM-Solver++ proposition 4.1):
@@ -295,4 +298,7 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     """
     if len(nodes) != len(moments):
         raise ValueError(f"nodes, moments: {len(nodes)} and {len(moments)} given: there must be as many of each")
-    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()
+    try:
+        return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()
+    except np.linalg.LinAlgError:
+        raise ValueError(f"nodes={list(nodes)}: they must differ") from None

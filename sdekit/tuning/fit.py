@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +97,9 @@ def tune(
     if not choices:
         raise ValueError("choices=(): at least one solver with its grid is needed to begin with")
     held, free = starts // 3, free_count(nfe, min(memory, nfe))
-    check_count("starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers")
+    check_count(
+        "starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers of nfe={nfe}"
+    )
     check_conditions(model, conditions, tune)
     found = candidates(model.process, nfe, choices)
     train = starts - held
@@ -139,6 +142,10 @@ def _problem(
     """The pairs of both streams, and what the record says of the teacher."""
     x = torch.cat([starts(model, event, stream, n, seed) for stream, n in sizes.items()])
     if endpoints is not None:
+        try:
+            inspect.signature(endpoints).bind(x, **conditions)
+        except TypeError as error:
+            raise ValueError(f"endpoints: it is called with the starts and the conditions: {error}") from None
         end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.door import Count, Seed, door
+from sdekit.names import lookup
 from sdekit.noise import key, normal
 from sdekit.sampling import Model, batched, sample
 
