@@ -104,7 +104,7 @@ class Langevin:
 
     def _ratio(self, z: Tensor, s: Tensor) -> Tensor:
         """‖z‖/‖s‖ [batch]; 0 where the score is 0, which then needs no correction."""
-        above, below = (torch.linalg.vector_norm(value.flatten(1), dim=1) for value in (z, s))
+        above, below = (torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1) for value in (z, s))
         if self.norms == "batch":
             above, below = above.mean().expand(len(z)), below.mean().expand(len(z))
         return torch.where(below > 0, above / below, torch.zeros_like(below))

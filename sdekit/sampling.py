@@ -104,7 +104,7 @@ def space_of(model: object) -> str:
 def march(
     plan: Plan,
     model: Model,
-    x: Annotated[Tensor, Rows()],
+    x: Annotated[Tensor, Rows(1)],
     draw: Draws,
     correct: Correct | None = None,
     look: bool = True,

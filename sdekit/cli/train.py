@@ -34,7 +34,7 @@ def train_images(
     data: Annotated[str, typer.Option(help="A folder of images, or .npy, .npz or .safetensors.")],
     widths: Annotated[str, typer.Option(help="Channels of each level of the U-Net, comma-separated.")] = "32,64",
     blocks: Annotated[int, typer.Option(help="Residual blocks of each level.")] = 1,
-    steps: Annotated[int, typer.Option(help="Steps of Adam.")] = 5000,
+    steps: Annotated[int, typer.Option(max=10**7, help="Steps of Adam.")] = 5000,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-3,
     seed: Seed = 0,

@@ -211,7 +211,7 @@ def _numpy(finite: bool) -> Kind:
     def read(value: Any) -> Any:
         return value if isinstance(value, np.ndarray) and not (finite and _spoilt(_as_tensor(value))) else REFUSED
 
-    return Kind(read, lambda: "a numpy array" + " of finite numbers" * finite)
+    return Kind(read, lambda: "a numpy array" + " of finite numbers, not empty" * finite)
 
 
 def _tensor(finite: bool) -> Kind:
@@ -219,7 +219,7 @@ def _tensor(finite: bool) -> Kind:
         value = _as_tensor(value)
         return value if isinstance(value, Tensor) and not (finite and _spoilt(value)) else REFUSED
 
-    return Kind(read, lambda: "a tensor" + " of finite numbers" * finite, exact=False)
+    return Kind(read, lambda: "a tensor" + " of finite numbers, not empty" * finite, exact=False)
 
 
 def _array(hint: Any, finite: bool) -> Kind:
@@ -238,7 +238,7 @@ def _array(hint: Any, finite: bool) -> Kind:
         numbers = {"Float": "floating-point", "Int": "whole"}.get(hint.dtype.__name__, hint.dtype.__name__)
         name = "a tensor" if tensor else "an array"
         sizes = ", ".join("..." if size in ("_", "*_") else size for size in hint.dim_str.split())
-        return f"{name} [{sizes}] of{' finite' * (finite and numbers == 'floating-point')} {numbers} numbers"
+        return f"{name} [{sizes}] of{' finite' * (finite and numbers == 'floating-point')} {numbers} numbers, not empty"
 
     return Kind(read, words, exact=not tensor)
 
@@ -257,7 +257,8 @@ def _spoilt(value: Any) -> bool:
     """Whether a tensor holds nothing, or NaN or infinity where the host can see it without waiting."""
     if not isinstance(value, Tensor):  # an array of text or objects
         return True
-    return value.is_meta or value.numel() == 0 or (value.device.type == "cpu" and not _is_finite(value))
+    empty = value.numel() == 0 and value.is_floating_point()
+    return value.is_meta or empty or (value.device.type == "cpu" and not _is_finite(value))
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -318,6 +319,8 @@ def _mapping(origin: type, name: Kind, item: Kind) -> Kind:
     def read(value: Any) -> Any:
         if not isinstance(value, origin):
             return REFUSED
+        if type(value) is not dict:  # one that reads its values from a disk is not read here
+            return value
         names = [name.read(key) for key in value]
         parts = [item.read(part) for part in value.values()]
         if any(part is REFUSED for part in (*names, *parts)):

@@ -23,21 +23,23 @@ class Sizes:
     """[n, *event]: whole numbers of at least 1."""
 
     def allows(self, value: Sequence[int]) -> bool:
-        return len(value) > 1 and min(value) >= 1 and math.prod(value) <= LARGEST
+        return len(value) > 0 and min(value) >= 1 and math.prod(value) <= LARGEST
 
     def after(self, words: str) -> str:
-        return f"[n, *event], at least two whole numbers from 1 on, no more than {LARGEST:.0e} together"
+        return f"[n, *event], whole numbers from 1 on, no more than {LARGEST:.0e} together"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """States: one sample in each row, of at least one dimension."""
+    """One sample in each row; ``least`` dimensions with that of the rows."""
+
+    least: int = 2
 
     def allows(self, value: Any) -> bool:
-        return getattr(value, "x", value).ndim >= 2  # of what a run returned, its samples
+        return getattr(value, "x", value).ndim >= self.least  # of what a run returned, its samples
 
     def after(self, words: str) -> str:
-        return f"{words}: [batch, *event] with at least one element"
+        return f"{words}: [batch, *event] of at least {self.least} dimensions"
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sdekit.door import door
-from sdekit.names import lookup
+from sdekit.names import Between, lookup
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import Process, match
 
@@ -90,7 +90,7 @@ class Projected:
     """
 
     eta: float = 0.0
-    norm: float = math.inf
+    norm: Annotated[float, Between(0, math.inf)] = math.inf
     kind: str = "x0"
 
     def __post_init__(self) -> None:

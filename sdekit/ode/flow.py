@@ -48,7 +48,7 @@ class Path:
 
 
 @door
-def state_of(model: Model, x: Annotated[States, Rows()], t: float | None = None) -> tuple[State, float]:
+def state_of(model: Model, x: Annotated[States, Rows(1)], t: float | None = None) -> tuple[State, float]:
     """x as a state at time t, and t: by default that of what ``sample`` returned, of other x t_min.
 
     Raises ValueError for denoised samples, which are no states of the process, and for samples of another time.
@@ -150,7 +150,7 @@ def integrate(
 
 
 @door
-def flow(model: Model, x: Annotated[States, Rows()], t0: float, t1: float, **arguments: Any) -> State:
+def flow(model: Model, x: Annotated[States, Rows(1)], t0: float, t1: float, **arguments: Any) -> State:
     """Where the probability-flow ODE takes x from t0 to t1; the arguments are those of ``integrate``.
 
     >>> from sdekit import VE, targets
@@ -163,7 +163,7 @@ def flow(model: Model, x: Annotated[States, Rows()], t0: float, t1: float, **arg
 
 
 @door
-def encode(model: Model, x0: Annotated[States, Rows()], **arguments: Any) -> State:
+def encode(model: Model, x0: Annotated[States, Rows(1)], **arguments: Any) -> State:
     """The latent of x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
 
     Data are taken for states at t_min, as is usual. Samples are such states with ``final="none"``: hand over what
@@ -179,7 +179,7 @@ def encode(model: Model, x0: Annotated[States, Rows()], **arguments: Any) -> Sta
 
 
 @door
-def decode(model: Model, z: Annotated[States, Rows()], **arguments: Any) -> State:
+def decode(model: Model, z: Annotated[States, Rows(1)], **arguments: Any) -> State:
     """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
     return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -117,9 +118,9 @@ def _lines(ways: Sequence[_Way], data: Tensor) -> Figure:
     down = -(-len(ways) // across)
     picture = figure(3.0 * across + 0.4, 2.9 * down + 0.6)
     axes = picture.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    base = data.flatten(1).float().cpu()
+    base = data.reshape(len(data), math.prod(data.shape[1:])).float().cpu()
     for panel, way in zip(axes.flatten(), ways):
-        states = way.states.flatten(2)
+        states = way.states.reshape(*way.states.shape[:2], -1)
         (_over_time if states.shape[2] == 1 else _in_the_plane)(panel, way, states, base)
         panel.set_title(way.label, fontsize=9)
         tidy(panel)
