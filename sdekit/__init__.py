@@ -61,7 +61,8 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "inverse", "jackknife",
+    "door", "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "inverse",
+    "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
     "ode", "parallel", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
     "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",

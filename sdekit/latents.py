@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.adaptive import AdaptiveSolution
+from sdekit.door import door
 from sdekit.model import evaluating
 from sdekit.sampling import Model, Solution, Wrapper
 from sdekit.solvers.registry import check_count
@@ -17,6 +18,7 @@ from sdekit.solvers.registry import check_count
 Network = Callable[[Tensor], Any]
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Latent(Wrapper):
     """A model of z = (encoder(x) − shift)·scale, with its decoder: x = decoder(z/scale + shift). ``latent`` makes it.
@@ -98,6 +100,7 @@ def _tensor(name: str, output: Any) -> Tensor:
     return output
 
 
+@door
 def latent(
     model: Model,
     decoder: Network,

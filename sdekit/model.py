@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import FloatDtype, door
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import DiscreteVP, Process, State, Time, match
@@ -83,6 +84,7 @@ def _linear_clock(process: Process, time: TimeMap) -> str | None:
 _DTYPES = re.compile(r"same dtype|should be the same|expected scalar type|dtypes? to be the same")
 
 
+@door
 class ScoreModel:
     """A network that predicts ``predicts`` under ``process``, and through it every other prediction.
 
@@ -120,7 +122,7 @@ class ScoreModel:
         process: Process,
         predicts: str = "eps",
         time: str | TimeMap | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: FloatDtype | None = None,
         check_finite: bool = False,
     ) -> None:
         lookup("prediction", predicts, PREDICTIONS)
@@ -293,9 +295,11 @@ def in_evaluation_mode(
 ) -> Callable[Concatenate[Held, Arguments], Result]:
     """``function(model, …)`` with the model's networks in evaluation mode while it runs; see ``evaluating``."""
 
+    first = next(iter(inspect.signature(function).parameters))
+
     @functools.wraps(function)
-    def run(model: Held, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with evaluating(model):
-            return function(model, *args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Result:  # the model may be given by its name, whatever that is
+        with evaluating(args[0] if args else kwargs.get(first)):
+            return function(*args, **kwargs)
 
     return run

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Positive, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, parse, unknown
@@ -56,6 +57,7 @@ _PARALLEL = 1e-3
 Tell = Callable[[int], object]
 
 
+@record
 @dataclass(frozen=True)
 class ParallelSolution:
     """What ``sample`` returns.
@@ -77,6 +79,7 @@ class ParallelSolution:
     space: str = "data"
 
 
+@door
 @dataclass(frozen=True)
 class Parallel:
     """A solver run in parallel, as a row of ``compare``: ``"parallel(solver='ddim', tolerance=0.01)"`` in words.
@@ -91,8 +94,8 @@ class Parallel:
 
     solver: str | Solver = "auto"
     _: KW_ONLY
-    tolerance: float = 3e-5
-    window: int = 128
+    tolerance: Positive = 3e-5
+    window: Count = 128
 
     def __post_init__(self) -> None:
         get(self.solver)
@@ -107,6 +110,7 @@ class Parallel:
         return f"parallel({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
 
+@door
 def named(spec: str) -> Parallel | None:
     """What ``"parallel(solver='ddim', window=32)"`` says; None for another name.
 
@@ -129,27 +133,28 @@ def _check(window: int, tolerance: float) -> None:
         raise ValueError(f"tolerance={tolerance}: it must be above 0")
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def sample(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     solver: str | Solver = "auto",
-    nfe: int | None = None,
-    steps: int | None = None,
+    nfe: Evaluations | None = None,
+    steps: Evaluations | None = None,
     grid: GridSpec = "auto",
-    seed: int | None = None,
+    seed: Seed | None = None,
     noise: str = "independent",
     start: Tensor | None = None,
     final: str = "auto",
-    window: int = 128,
-    tolerance: float = 3e-5,
+    window: Count = 128,
+    tolerance: Positive = 3e-5,
     progress: bool = False,
-    batch_size: int | None = None,
-    first: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    batch_size: Count | None = None,
+    first: Place = 0,
+    dtype: FloatDtype = torch.float32,
+    device: Device | None = None,
     **conditions: Any,
 ) -> ParallelSolution:
     """The samples of ``sdekit.sample`` with the same arguments, in fewer calls of the network, each of a larger batch.

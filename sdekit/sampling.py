@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.correction import Correct, Corrector
+from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Rows, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
@@ -68,6 +69,7 @@ class Wrapper:
         return self.model.device
 
 
+@record
 @dataclass(frozen=True)
 class Solution:
     """What ``sample`` returns.
@@ -98,10 +100,11 @@ def space_of(model: object) -> str:
     return getattr(model, "space", "data")
 
 
+@door
 def march(
     plan: Plan,
     model: Model,
-    x: Tensor,
+    x: Annotated[Tensor, Rows(1)],
     draw: Draws,
     correct: Correct | None = None,
     look: bool = True,
@@ -147,17 +150,18 @@ def combine(row: Row, anchor: Tensor, history: Iterable[Tensor], draw: Draws) ->
     return x if row.shift is None else x + row.shift
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def sample(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     solver: str | Solver = "auto",
-    nfe: int | None = None,
-    steps: int | None = None,
+    nfe: Evaluations | None = None,
+    steps: Evaluations | None = None,
     grid: GridSpec = "auto",
-    seed: int | None = None,
+    seed: Seed | None = None,
     noise: str = "independent",
     corrector: Corrector | None = None,
     start: Tensor | None = None,
@@ -165,10 +169,10 @@ def sample(
     keep: str = "last",
     callback: Callback | None = None,
     progress: bool = False,
-    batch_size: int | None = None,
-    first: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    batch_size: Count | None = None,
+    first: Place = 0,
+    dtype: FloatDtype = torch.float32,
+    device: Device | None = None,
     **conditions: Any,
 ) -> Solution:
     """Draw samples: solve from t_max to t_min with a solver of the registry.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.prediction import convert
 from sdekit.process import Process, State, Time, match
 from sdekit.sampling import Model, Wrapper
@@ -73,6 +74,7 @@ class Dynamic:
         return torch.minimum(torch.maximum(x0, -s), s) / s
 
 
+@door
 class Thresholded(Wrapper):
     """``model`` with its x_0 changed by ``rule`` before any other prediction is made of it.
 

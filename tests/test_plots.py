@@ -402,8 +402,8 @@ BAD = {
     "fewer samples than paths": (lambda: plots.reverse_diffusion(LINE, sk.VP(), samples=2), "samples=2"),
     "no image": (lambda: plots.denoising(OTHER, (4, 1)), r"shape=\(4, 1\): it must be \[n, channels"),
     "one column": (lambda: plots.denoising(digits_model(), (1, 1, 8, 8), columns=1), "columns=1"),
-    "no spread": (lambda: plots.single_value(8.0, 0.0), "std positive"),
-    "no number": (lambda: plots.single_value(math.nan), "must be finite"),
+    "no spread": (lambda: plots.single_value(8.0, 0.0), "std=0.0: it must be a finite number above 0"),
+    "no number": (lambda: plots.single_value(math.nan), "value=nan: it must be a finite number"),
 }
 
 

@@ -50,7 +50,7 @@ def compare(
     peers: Annotated[
         bool, typer.Option("--peers", help="Other libraries' samplers, where they are installed.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share out the cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share out the cells.")] = 1,
     sweep: Sweep = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
     device: Device = "cpu",

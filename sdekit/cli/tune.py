@@ -26,7 +26,9 @@ def tune(
     shape: Shape = "",
     condition: Condition = None,
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; a plan for each.")] = "4,5,6,8,10",
-    starts: Annotated[int, typer.Option(help="Starts of the fit; more where the data have few dimensions.")] = 200,
+    starts: Annotated[
+        int, typer.Option(min=3, max=10**6, help="Starts of the fit; more where the data have few dimensions.")
+    ] = 200,
     budget: Annotated[int, typer.Option(help="Evaluations of one start that each fit may take.")] = 1_500_000,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),

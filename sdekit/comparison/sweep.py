@@ -30,6 +30,7 @@ from torch import Tensor
 from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
 from sdekit.comparison.ruler import Features, Ruler, checked_data, chosen
+from sdekit.door import Count, FileName, door, record
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
@@ -56,6 +57,7 @@ CHECKED = 64
 BATCH = 1024  # samples run at once unless it is said
 
 
+@record
 @dataclass(frozen=True)
 class Comparison:
     """What ``compare`` returns.
@@ -86,6 +88,7 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def compare(
@@ -95,7 +98,7 @@ def compare(
     solvers: Sequence[Spec] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
     grid: GridSpec | Sequence[GridSpec] = "auto",
-    samples: int = 512,
+    samples: Count = 512,
     seed: int | Sequence[int] = 0,
     real: Samples | None = None,
     features: Features | None = None,
@@ -103,8 +106,8 @@ def compare(
     law: Target | None = None,
     train: Samples | None = None,
     target: str = "model",
-    out: str | Path | None = None,
-    batch_size: int | None = None,
+    out: FileName | None = None,
+    batch_size: Count | None = None,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Comparison:
@@ -369,7 +372,7 @@ class _Ticker:
         return tick
 
 
-def _identity(name: str, thing: object, out: str | Path | None) -> str:
+def _identity(name: str, thing: object, out: object) -> str:
     """Its digest; where it has none, one that no other run has, so that nothing stored is taken for it."""
     try:
         return identify(thing)
@@ -380,7 +383,7 @@ def _identity(name: str, thing: object, out: str | Path | None) -> str:
         return f"unidentified-{secrets.token_hex(8)}"
 
 
-def _network(model: Model, conditions: Mapping[str, Any], out: str | Path | None) -> str:
+def _network(model: Model, conditions: Mapping[str, Any], out: object) -> str:
     """The digest of the model with its conditions."""
     network = _identity("model", model, out)
     return identify((network, _identity("conditions", conditions, out))) if conditions else network

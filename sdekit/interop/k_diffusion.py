@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import Seed, door
 from sdekit.interop.edm import sigma_range
 from sdekit.model import ScoreModel
 from sdekit.names import lookup
@@ -51,8 +52,9 @@ COORDINATES: dict[str, Callable[[Levels], tuple[Process, list[float]]]] = {"ve":
 """What x is at noise level σ: ``"ve"`` x_0 + σ ε, ``"flow"`` (1 − σ) x_0 + σ ε."""
 
 
+@door
 def sampler(
-    solver: str | Solver = "auto", *, coordinates: str = "auto", seed: int | None = None, noise: str = "independent"
+    solver: str | Solver = "auto", *, coordinates: str = "auto", seed: Seed | None = None, noise: str = "independent"
 ) -> Sampler:
     """A solver of the registry as ``f(model, x, sigmas, extra_args=None, callback=None, disable=None)`` → x.
 
@@ -196,6 +198,7 @@ def _shown(plan: Plan, times: list[float]) -> dict[int, tuple[int, float | None]
     return {call: (step, None if level == times[step] else level) for step, (call, level) in found.items()}
 
 
+@door
 def wrap(
     denoiser: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> ScoreModel:

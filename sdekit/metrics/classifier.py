@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Seed, door
 from sdekit.metrics.sets import Distance, Samples, rows, shuffled
 
 FOLDS = 5
@@ -16,7 +17,8 @@ FOLDS = 5
 MOST = 10_000  # samples of a set: their number alone leaves a standard deviation of 0.0035
 
 
-def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: int = 0, most: int = MOST) -> Distance:
+@door
+def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: Seed = 0, most: Count = MOST) -> Distance:
     r"""The share of held-out x and y that a classifier tells apart, by five-fold cross-validation (C2ST).
 
     ½ where it cannot, 1 where it always can. By default √N nearest neighbours vote, N the samples trained on;
@@ -36,6 +38,8 @@ def classifier_accuracy(x: Samples, y: Samples, classifier: Any = None, seed: in
     from sklearn.model_selection import StratifiedKFold, cross_val_score  # half a second to import
     from sklearn.neighbors import KNeighborsClassifier
 
+    if classifier is not None and not hasattr(classifier, "fit"):
+        raise ValueError(f"classifier={classifier!r}: it must be one of scikit-learn's, with fit and predict, or None")
     if most < 2 * FOLDS:
         raise ValueError(f"most={most}: it must be at least {2 * FOLDS}")
     n = min(len(x), len(y), most)

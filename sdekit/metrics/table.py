@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.metrics.classifier import MOST, classifier_accuracy
 from sdekit.metrics.features import frechet_distance, frechet_infinity, vendi_gap
 from sdekit.metrics.kernels import cmmd, energy_distance, kernel_distance, mmd
@@ -19,6 +20,7 @@ from sdekit.metrics.transport import sliced_wasserstein, wasserstein
 from sdekit.targets import Target
 
 
+@door
 @dataclass(frozen=True)
 class Metric:
     """One column of a comparison.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Seed, door
 from sdekit.metrics.sets import CHUNK, Distance, Samples, centred, squares
 from sdekit.noise import normal
 
@@ -29,7 +30,8 @@ def _ordered(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy(), axis=1))  # torch finds the order too, in ten to twenty times the time
 
 
-def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: int = 256, seed: int = 0) -> Distance:
+@door
+def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: Count = 256, seed: Seed = 0) -> Distance:
     r"""SW_p = (mean_θ W_p(θ·x, θ·y)^p)^{1/p} over ``projections`` unit vectors θ, the same for each ``seed``.
 
     W_p in one dimension is (∫ |F_x⁻¹(q) − F_y⁻¹(q)|^p dq)^{1/p}, exact for n ≠ m. In the data's units; a shift
@@ -54,6 +56,7 @@ def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: int = 25
     return torch.cat([_transport(part @ x.T, part @ y.T, p) for part in parts]).mean() ** (1 / p)
 
 
+@door
 def wasserstein(x: Samples, y: Samples) -> Distance:
     r"""W_2 = (min over plans π of Σ_ij π_ij |x_i − y_j|²)^{1/2} between the two sets, each sample of equal weight.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sdekit.door import Evaluations, Rows, Seed, Shape, door
 from sdekit.grid import GridSpec
 from sdekit.plots.denoising import pixels
 from sdekit.plots.style import COLOURS, figure, tidy
@@ -33,15 +35,16 @@ class _Way:
     states: Float[Tensor, "times n *event"]
 
 
+@door
 def trajectories(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     solvers: Sequence[str | Solver] = ("euler-maruyama", "ddim", "dpmpp-2m"),
     *,
-    nfe: int = 10,
+    nfe: Evaluations = 10,
     grid: GridSpec = "auto",
-    seed: int = 0,
-    data: Float[Tensor, "m *event"] | None = None,
+    seed: Seed = 0,
+    data: Annotated[Float[Tensor, "m *event"], Rows()] | None = None,
     **conditions: Any,
 ) -> Figure:
     """What each solver makes of the same starts, step by step, from noise to data.
@@ -115,9 +118,9 @@ def _lines(ways: Sequence[_Way], data: Tensor) -> Figure:
     down = -(-len(ways) // across)
     picture = figure(3.0 * across + 0.4, 2.9 * down + 0.6)
     axes = picture.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    base = data.flatten(1).float().cpu()
+    base = data.reshape(len(data), math.prod(data.shape[1:])).float().cpu()
     for panel, way in zip(axes.flatten(), ways):
-        states = way.states.flatten(2)
+        states = way.states.reshape(*way.states.shape[:2], -1)
         (_over_time if states.shape[2] == 1 else _in_the_plane)(panel, way, states, base)
         panel.set_title(way.label, fontsize=9)
         tidy(panel)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from sdekit.door import Evaluations, door
 from sdekit.elementwise import LinearTable, Scalar, softplus
 from sdekit.process.vp import VariancePreserving
 
@@ -19,6 +20,7 @@ def _linear_betas(steps: int) -> tuple[float, ...]:
     return tuple(low + (high - low) * n / (steps - 1) for n in range(steps))
 
 
+@door
 @dataclass(frozen=True)
 class DiscreteVP(VariancePreserving):
     """A trained DDPM's table β_0 … β_{T−1} as a continuous process (Ho et al. 2020, eq. 4).
@@ -55,7 +57,8 @@ class DiscreteVP(VariancePreserving):
         return hash((DiscreteVP, self.steps, self._log_alpha.values[-1]))
 
     @classmethod
-    def linear(cls, steps: int = 1000) -> DiscreteVP:
+    @door
+    def linear(cls, steps: Evaluations = 1000) -> DiscreteVP:
         """DDPM's linear table, 1e-4 … 0.02 at T = 1000, times 1000/T for other lengths.
 
         >>> DiscreteVP.linear(100).steps

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from sdekit.comparison import Cell, Comparison
+from sdekit.door import door
 from sdekit.jackknife import standard_error
 from sdekit.metrics import METRICS
 from sdekit.ranking import BEST, Matrix, matrix
@@ -44,6 +45,7 @@ def _row(cell: Cell, names: Sequence[str]) -> list[object]:
     return row + [getattr(cell, fact) for fact in _LAST]
 
 
+@door
 def csv(result: Comparison) -> str:
     """One line a cell, that is for each solver, grid, NFE and seed: costs, metrics, and each one's error and floor.
 
@@ -63,6 +65,7 @@ def csv(result: Comparison) -> str:
     return file.getvalue()
 
 
+@door
 def frame(result: Comparison) -> Any:
     """The rows and columns of ``csv`` as a pandas frame. Raises ValueError where pandas is not installed."""
     try:
@@ -73,6 +76,7 @@ def frame(result: Comparison) -> Any:
     return pandas.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(columns)})
 
 
+@door
 def latex(result: Comparison, metrics: Sequence[str] | None = None) -> str:
     r"""For each metric a LaTeX table of solvers by NFE, with half of the 95% interval, for the package booktabs.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
+from sdekit.door import FileName, door
 from sdekit.files import read_tensors, write_tensors, write_whole
 from sdekit.identity import identify
 from sdekit.metrics import METRICS
@@ -25,7 +26,8 @@ from sdekit.results import Previews, Store
 PAGE = "report.html"
 
 
-def write(result: Comparison, out: str | Path, command: str = "", origin: Origin | None = None) -> list[Path]:
+@door
+def write(result: Comparison, out: FileName, command: str = "", origin: Origin | None = None) -> list[Path]:
     """Write ``table.txt``, ``steps-vs-quality.png``, ``samples.png``, ``report.html`` under ``out``; those made.
 
     What the page shows beyond the records (some real data, the spread of the floor, ``command``, the machine) is kept
@@ -55,7 +57,8 @@ def write(result: Comparison, out: str | Path, command: str = "", origin: Origin
     return [*found, folder / PAGE]
 
 
-def rebuild(folder: str | Path) -> Path:
+@door
+def rebuild(folder: FileName) -> Path:
     """Write ``report.html`` anew from the records in a folder of ``compare``, of all its runs; its path.
 
     Raises ValueError where there are no records.
@@ -66,7 +69,8 @@ def rebuild(folder: str | Path) -> Path:
     return path / PAGE
 
 
-def read(folder: str | Path) -> list[Comparison]:
+@door
+def read(folder: FileName) -> list[Comparison]:
     """The comparisons whose records a folder of ``compare`` holds, the last begun first.
 
     Records are of one comparison where target, process, network, data and number of samples are the same. Of a cell

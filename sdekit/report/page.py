@@ -18,6 +18,7 @@ from importlib import resources
 from urllib.parse import quote
 
 from sdekit.comparison import ADAPTIVE, Comparison
+from sdekit.door import door
 from sdekit.metrics import METRICS
 from sdekit.ranking import columned, over_seeds
 from sdekit.report.charts import COLOURS, Chart, charts, look, packed, rows_of
@@ -59,6 +60,7 @@ class About:
     ways: Sequence[Drawn] = ()
 
 
+@door
 def html(result: Comparison, *, command: str = "", hardware: str = "") -> str:
     """The page, as text. Raises ValueError where nothing was finished.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdekit import plots
 from sdekit.adaptive import named
 from sdekit.comparison import OWN, Cell, Comparison
+from sdekit.door import door
 from sdekit.identity import uncounted
 from sdekit.ranking import columned
 from sdekit.report.pictures import png
@@ -33,6 +34,7 @@ class Drawn:
     png: bytes = field(repr=False)
 
 
+@door
 @dataclass(frozen=True)
 class Origin:
     """What a comparison was of, as far as pictures need it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdekit.door import Count, Evaluations, Seed, Shape, door
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
@@ -30,20 +32,21 @@ class Interrupted(KeyboardInterrupt):
         self.plan = plan
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def tune(
     model: Model,
-    shape: Sequence[int],
-    nfe: int,
+    shape: Shape,
+    nfe: Evaluations,
     *,
-    starts: int = 200,
+    starts: Count = 200,
     budget: int = 1_500_000,
-    memory: int = 4,
+    memory: Count = 4,
     choices: Sequence[tuple[str, str]] = CANDIDATES,
     endpoints: Endpoints | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    batch_size: Count | None = None,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Tuned:
@@ -89,8 +92,14 @@ def tune(
     check_count("budget", budget, 0, "it counts network evaluations")
     check_count("starts", starts, 3, "two thirds of them are fitted, the others choose")
     event = tuple(check_shape(shape, None)[1:])
+    if not event:
+        raise ValueError(f"shape={tuple(shape)}: it must be [n, *event], with at least one dimension of event")
+    if not choices:
+        raise ValueError("choices=(): at least one solver with its grid is needed to begin with")
     held, free = starts // 3, free_count(nfe, min(memory, nfe))
-    check_count("starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers")
+    check_count(
+        "starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers of nfe={nfe}"
+    )
     check_conditions(model, conditions, tune)
     found = candidates(model.process, nfe, choices)
     train = starts - held
@@ -133,6 +142,10 @@ def _problem(
     """The pairs of both streams, and what the record says of the teacher."""
     x = torch.cat([starts(model, event, stream, n, seed) for stream, n in sizes.items()])
     if endpoints is not None:
+        try:
+            inspect.signature(endpoints).bind(x, **conditions)
+        except TypeError as error:
+            raise ValueError(f"endpoints: it is called with the starts and the conditions: {error}") from None
         end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from sdekit.door import FileName, door
 from sdekit.files import write_whole
 from sdekit.identity import UnidentifiedError, alike, behaviour, identify
 from sdekit.names import lookup
@@ -42,7 +43,8 @@ def write(plan: Tuned, path: str | os.PathLike[str]) -> None:
     write_whole(path, (json.dumps(contents, indent=1) + "\n").encode())
 
 
-def load_solver(path: str | os.PathLike[str], model: Model | None = None, *, force: bool = False) -> Tuned:
+@door
+def load_solver(path: FileName, model: Model | None = None, *, force: bool = False) -> Tuned:
     """The solver that ``Tuned.save`` wrote.
 
     Args:
