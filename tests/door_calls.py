@@ -80,6 +80,11 @@ def guided() -> sk.guidance.ClassifierFree:
     return sk.guidance.ClassifierFree(model(), 2.0, null={"label": torch.tensor(0)})
 
 
+def seen() -> sk.inverse.Measurement:
+    keep = sk.inverse.Mask(torch.tensor([True, False]))
+    return sk.inverse.Measurement(keep, torch.tensor([0.5]), sk.inverse.GaussianNoise(0.5))
+
+
 def comparison() -> sk.Comparison:
     if not _COMPARISON:
         result = sk.compare(model(), x(8, 2), solvers=["ddim"], nfe=[2], samples=8, metrics=["rmse"])
@@ -307,6 +312,39 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "guided": guided(), "shape": (16, 2), "steps": 2, "grid": "logsnr", "noise_level": 1.0, "resample_below": 0.9,
         "seed": 0, "final": "denoise", "dtype": torch.float32, "label": 1,
     },
+    # inverse problems
+    "inverse.Blur": lambda: {"event": (1, 4, 4), "std": 1.0},
+    "inverse.Differentiable": lambda: {"function": lambda x: x**2, "event": (2,)},
+    "inverse.Downsample": lambda: {"event": (1, 4, 4), "factor": 2},
+    "inverse.GaussianNoise": lambda: {"std": 0.1},
+    "inverse.Linear": lambda: {"function": lambda x: 2 * x, "event": (2,)},
+    "inverse.Mask": lambda: {"keep": torch.tensor([True, False])},
+    "inverse.Measurement": lambda: fields_of(seen()),
+    "inverse.Method": lambda: fields_of(sk.inverse.method("dps")),
+    "inverse.PoissonNoise": lambda: {"rate": 2.0, "offset": 1.0},
+    "inverse.Posterior": lambda: fields_of(sk.inverse.sample_posterior(model(), seen(), (2, 2), nfe=3, seed=0)),
+    "inverse.Projection": lambda: {"event": (4,), "size": 2, "seed": 0},
+    "inverse.RotatedMixture": lambda: {
+        "means": torch.zeros(2, 2), "variances": torch.ones(2, 2), "basis": torch.eye(2), "log_weights": torch.zeros(2)
+    },
+    "inverse.Spectrum": lambda: fields_of(sk.inverse.Spectrum.of(seen().operator)),
+    "inverse.coverage": lambda: {"x": x(3, 19, 2), "truth": x(3, 2), "level": 0.9},
+    "inverse.draw": lambda: {"x": x(3, 2), "operator": seen().operator, "noise": seen().noise, "seed": 0},
+    "inverse.log_evidence": lambda: {"target": mixture(), "measurement": seen()},
+    "inverse.method": lambda: {"name": "dps"},
+    "inverse.operator": lambda: {"task": "inpaint", "event": (1, 4, 4)},
+    "inverse.posterior": lambda: {"target": mixture(), "measurement": seen()},
+    "inverse.psnr": lambda: {"x": x(2), "truth": x(2, seed=1), "span": 2.0},
+    "inverse.register": lambda: {
+        "name": "odd", "reference": "", "solver": "ddim", "grid": "logsnr", "exact": False, "operators": "linear"
+    },
+    "inverse.sample_posterior": lambda: {
+        "model": model(), "measurement": seen(), "shape": (2, 2), "method": "dps", "nfe": 3, "seed": 0,
+        "solver": "ddim", "grid": "logsnr", "measured": torch.zeros(2, 1), "populations": 1,
+        "dtype": torch.float32, "batch_size": 2,
+    },
+    "inverse.scores": lambda: {"x": x(3, 2), "truth": x(2), "measurement": seen(), "span": 2.0, "law": mixture()},
+    "inverse.ssim": lambda: {"x": x(1, 8, 8), "truth": x(1, 8, 8, seed=1), "span": 2.0},
     # metrics
     "metrics.Metric": lambda: fields_of(sk.metrics.METRICS["rmse"]),
     "metrics.PRDC": lambda: fields_of(sk.metrics.prdc(x(8, 2), x(8, 2, seed=1), 3)),
@@ -612,7 +650,7 @@ def call(name: str, changed: Mapping[str, Any]) -> tuple[str, str]:
 
 UNKNOWN = (
     "log_prob", "LogLikelihood", "Solution", "AdaptiveSolution", "parallel.ParallelSolution", "metrics.PRDC",
-    "ode.Path", "Comparison", "guidance.Tilted", "plots.DensityImage", "plots.Plane",
+    "ode.Path", "Comparison", "guidance.Tilted", "inverse.Posterior", "plots.DensityImage", "plots.Plane",
 )  # fmt: skip
 """Where NaN is a part of the good answer: an error that a run did not measure, records of what was found."""
 POSITIONAL: dict[str, tuple[str, ...]] = {}

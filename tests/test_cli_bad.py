@@ -27,13 +27,20 @@ GOOD = {
     "compare": ["--target=gaussian", "--solvers=ddim", "--nfe=2", "--samples=4", "--out=o"],
     "sample": ["--target=gaussian", "--n=4", "--out=o"],
     "likelihood": ["--samples=2", "--out=o"],
+    "invert": ["--target=gaussian", "--method=dps", "--nfe=3", "-n=2", "--out=o"],
     "report": ["o"],
     "solvers": [],
     "tune": ["--target=gaussian", "--nfe=2", "--starts=30", "--budget=100", "--out=o"],
     "train images": ["--data=images.npy", "--steps=1", "--widths=8", "--batch=2", "--out=o"],
 }
 UNUSED = {"train digits"}  # half an hour for each value that is good
-LONG = {("sample", "target"): "", ("compare", "target"): "", ("tune", "target"): "", ("tune", "budget"): ODD[3]}
+LONG = {
+    ("sample", "target"): "",
+    ("invert", "target"): "",
+    ("compare", "target"): "",
+    ("tune", "target"): "",
+    ("tune", "budget"): ODD[3],
+}
 """Good texts that take long: the default target, a budget for as long as it gets better."""
 SECONDS = 10
 

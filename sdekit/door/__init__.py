@@ -37,6 +37,7 @@ from sdekit.door.rules import (
     Seed,
     Shape,
     Share,
+    Takes,
     Tally,
     Tolerance,
     Width,
@@ -44,5 +45,5 @@ from sdekit.door.rules import (
 
 __all__ = [
     "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Rows", "Seed",
-    "Shape", "Share", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
+    "Shape", "Share", "Takes", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
 ]  # fmt: skip

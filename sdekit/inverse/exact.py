@@ -15,15 +15,18 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.door import door
 from sdekit.inverse.measurement import GaussianNoise, Measurement
 from sdekit.targets import Gaussian, GaussianMixture, Target
 
 _PICK, _MOVE = 0, 1
 
 
+@door
 class RotatedMixture(GaussianMixture):
     r"""Σ_k w_k N(m_k, V diag(v_k) Vᵀ): components whose covariances have one basis V.
 
@@ -40,7 +43,13 @@ class RotatedMixture(GaussianMixture):
 
     basis: Tensor
 
-    def __init__(self, means: Tensor, variances: Tensor, basis: Tensor, log_weights: Tensor) -> None:
+    def __init__(
+        self,
+        means: Float[Tensor, "modes *event"],
+        variances: Float[Tensor, "modes elements"],
+        basis: Float[Tensor, "elements elements"],
+        log_weights: Float[Tensor, "modes"],
+    ) -> None:
         super().__init__(means, 1.0)
         self.variances = variances.to(means)
         self.log_weights = log_weights.log_softmax(0).to(means)
@@ -74,6 +83,7 @@ class RotatedMixture(GaussianMixture):
         return self.location[pick] + (self.variances[pick].sqrt() * z) @ self.basis.T
 
 
+@door
 def posterior(target: Target, measurement: Measurement) -> Target:
     """The law of x given the measurement, for x from ``target``; computed in float64, in the target's dtype.
 
@@ -101,6 +111,7 @@ def posterior(target: Target, measurement: Measurement) -> Target:
     return Gaussian(new.to(target.location).reshape(target.event), after.to(target.location))
 
 
+@door
 def log_evidence(target: Target, measurement: Measurement) -> float:
     """log p(y), y the measurement of an x from ``target``. Raises ValueError as ``posterior``.
 

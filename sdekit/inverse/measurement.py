@@ -10,6 +10,7 @@ import torch
 from scipy.stats import poisson
 from torch import Tensor
 
+from sdekit.door import Positive, Seed, Tolerance, door, record
 from sdekit.inverse.operators import Operator
 from sdekit.noise import key, normal
 
@@ -33,6 +34,7 @@ class Noise(Protocol):
         ...
 
 
+@door
 @dataclass(frozen=True)
 class GaussianNoise:
     """y = a + std·z. A std of 0 is a measurement without noise, which has no density.
@@ -43,7 +45,7 @@ class GaussianNoise:
     tensor([1.])
     """
 
-    std: float
+    std: Tolerance
 
     def __post_init__(self) -> None:
         if not 0 <= self.std < math.inf:
@@ -62,6 +64,7 @@ class GaussianNoise:
         return 1.0
 
 
+@door
 @dataclass(frozen=True)
 class PoissonNoise:
     """Counts k ~ Poisson(rate·(a + offset)), of which y = k/rate − offset is shown.
@@ -74,7 +77,7 @@ class PoissonNoise:
     tensor([0.2707])
     """
 
-    rate: float
+    rate: Positive
     offset: float = 1.0
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class PoissonNoise:
         return 1 / (2 * (y + self.offset).clamp(min=1 / self.rate))
 
 
+@record  # y is empty where nothing is measured
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """y [*measured] of one unknown sample, what measured it, and the noise.
@@ -149,7 +153,8 @@ class Measurement:
         return measured.to(x.device, x.dtype, non_blocking=True)
 
 
-def draw(x: Tensor, operator: Operator, noise: Noise, seed: int = 0) -> Tensor:
+@door
+def draw(x: Tensor, operator: Operator, noise: Noise, seed: Seed = 0) -> Tensor:
     """What the operator measures of each of x [n, *event]: y [n, *measured], each with noise of its own.
 
     >>> from sdekit.inverse import Mask

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sdekit.door import Positive, Seed, Takes, Width, door
 from sdekit.noise import normal
 from sdekit.solvers.registry import check_count
 
@@ -28,7 +29,7 @@ class Operator:
         linear: whether it is linear, and so has an adjoint, a matrix and a spectrum.
     """
 
-    event: tuple[int, ...]
+    event: tuple[Width, ...]
     linear: ClassVar[bool] = True
 
     def apply(self, x: Tensor) -> Tensor:
@@ -73,6 +74,7 @@ class Operator:
         return self.apply(torch.eye(size, dtype=torch.float64).reshape(size, *self.event)).reshape(size, -1).T
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Mask(Operator):
     """The elements of x at which ``keep`` [*event] is True, as a row [m]. Raises ValueError where keep holds no bool.
@@ -98,6 +100,7 @@ class Mask(Operator):
         return x.flatten(1).index_select(1, self.places.to(x.device))
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Downsample(Operator):
     """The mean of each block of ``factor`` × ``factor`` over the last two dimensions.
@@ -108,8 +111,8 @@ class Downsample(Operator):
     tensor([[[2.5000, 4.5000]]])
     """
 
-    event: tuple[int, ...]
-    factor: int
+    event: tuple[Width, ...]
+    factor: Width
 
     def __post_init__(self) -> None:
         check_count("factor", self.factor, 1, "it is the side of a block")
@@ -123,6 +126,7 @@ class Downsample(Operator):
         return blocks.mean((-3, -1))
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Blur(Operator):
     """Convolution with a Gaussian of ``std`` pixels over the last two dimensions, around the edges, by FFT.
@@ -133,8 +137,8 @@ class Blur(Operator):
     tensor([1.])
     """
 
-    event: tuple[int, ...]
-    std: float
+    event: tuple[Width, ...]
+    std: Positive
 
     def __post_init__(self) -> None:
         _check_image("Blur", self.event)
@@ -150,6 +154,7 @@ class Blur(Operator):
         return torch.fft.irfft2(torch.fft.rfft2(work) * transfer, s=(height, width)).to(x.dtype)
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Projection(Operator):
     """Products with ``size`` random vectors of entries N(0, 1/D): compressed sensing.
@@ -160,9 +165,9 @@ class Projection(Operator):
     torch.Size([5, 4])
     """
 
-    event: tuple[int, ...]
-    size: int
-    seed: int = 0
+    event: tuple[Width, ...]
+    size: Width
+    seed: Seed = 0
     rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +180,7 @@ class Projection(Operator):
         return x.flatten(1) @ self.rows.to(x.device, x.dtype).T
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Linear(Operator):
     """Any linear ``function`` of x [batch, *event], differentiable by torch; its adjoint is found.
@@ -186,8 +192,8 @@ class Linear(Operator):
     tensor([[2., 2., 2.]])
     """
 
-    function: Callable[[Tensor], Tensor]
-    event: tuple[int, ...]
+    function: Annotated[Callable[[Tensor], Tensor], Takes(1, "function(x)")]
+    event: tuple[Width, ...]
 
     def __post_init__(self) -> None:
         check_runs(self)
@@ -206,6 +212,7 @@ class Linear(Operator):
         return self.function(x)
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Differentiable(Operator):
     """Any ``function`` of x [batch, *event] that torch can differentiate: for the methods that need no adjoint.
@@ -217,8 +224,8 @@ class Differentiable(Operator):
     tensor([[1., 2.]])
     """
 
-    function: Callable[[Tensor], Tensor]
-    event: tuple[int, ...]
+    function: Annotated[Callable[[Tensor], Tensor], Takes(1, "function(x)")]
+    event: tuple[Width, ...]
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -250,7 +257,10 @@ def check_runs(operator: Operator) -> None:
         ) from error
     if not isinstance(both, Tensor) or not both.is_floating_point() or both.ndim < 2 or len(both) != 2:
         what = list(both.shape) if isinstance(both, Tensor) else type(both).__name__
-        raise ValueError(f"function: it gave {what} for 2 samples: it must give a float tensor [batch, *measured]")
+        raise ValueError(
+            f"function, event: it gave {what} for 2 samples of shape {list(operator.event)}: it must give a float"
+            " tensor [batch, *measured]"
+        )
     if not torch.allclose(both[1:], one, rtol=1e-4, atol=1e-5):
         raise ValueError("function: what it gives for a sample depends on the others of the batch")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.correction import Corrector
+from sdekit.door import Count, Evaluations, FloatDtype, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.guidance.resampling import systematic, uniform
 from sdekit.guidance.wrappers import check_model
@@ -28,6 +29,7 @@ from sdekit.solvers.registry import check_count
 _STREAM = 0x905
 
 
+@record
 @dataclass(frozen=True)
 class Posterior:
     """What ``sample_posterior`` returns.
@@ -101,6 +103,7 @@ class Run:
         return Posterior(out.x, out.nfe, getattr(model, "gradients", 0) // batches, out.seed)
 
 
+@record
 @dataclass(frozen=True)
 class Method:
     """A registered method.
@@ -130,6 +133,7 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
+@door
 def register(
     name: str,
     *,
@@ -158,6 +162,7 @@ def names() -> list[str]:
     return sorted(_load())
 
 
+@door
 def method(name: str) -> Method:
     """The method of that name. Raises ValueError for an unknown one.
 
@@ -174,20 +179,21 @@ def _load() -> dict[str, Method]:
     return _METHODS
 
 
+@door
 def sample_posterior(
     model: Model,
     measurement: Measurement,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     method: str = "mmps",
-    nfe: int = 50,
-    seed: int | None = None,
+    nfe: Evaluations = 50,
+    seed: Seed | None = None,
     solver: str | Solver | None = None,
     grid: GridSpec | None = None,
     measured: Tensor | None = None,
-    populations: int = 1,
-    dtype: torch.dtype = torch.float32,
-    batch_size: int | None = None,
+    populations: Count = 1,
+    dtype: FloatDtype = torch.float32,
+    batch_size: Count | None = None,
     **conditions: Any,
 ) -> Posterior:
     """Draw samples of x given a measurement of it.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from sdekit.door import Width, door
 from sdekit.inverse.operators import Blur, Downsample, Mask, Operator, Projection
 from sdekit.names import lookup
 
@@ -27,7 +28,8 @@ TASKS: dict[str, Callable[[tuple[int, ...]], Operator]] = {
 }
 
 
-def operator(task: str, event: Sequence[int]) -> Operator:
+@door
+def operator(task: str, event: Sequence[Width]) -> Operator:
     """The operator of a task in ``TASKS`` for samples of shape ``event``.
 
     ``inpaint`` sees the upper half, ``superres`` means of 2 × 2, ``deblur`` a blur of one pixel, ``compressed`` a
@@ -38,4 +40,6 @@ def operator(task: str, event: Sequence[int]) -> Operator:
     >>> operator("superres", (1, 8, 8)).measured
     (1, 4, 4)
     """
+    if not event:
+        raise ValueError("event is empty: a sample has at least one dimension")
     return lookup("task", task, TASKS)(tuple(event))
