@@ -36,7 +36,7 @@ def invert(
     solver: Annotated[str | None, typer.Option(help="A solver; default the method's own.")] = None,
     grid: Annotated[str | None, typer.Option(help="Time grid; default the method's own.")] = None,
     index: Annotated[int, typer.Option(help="Which of the data is measured.")] = 0,
-    n: Annotated[int, typer.Option("--n", "-n", help="How many samples, or particles.")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", max=10**6, help="How many samples, or particles.")] = 64,
     batch_size: BatchSize = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture, the samples and the scores.")] = Path("out/invert"),
@@ -45,6 +45,8 @@ def invert(
     """Measure one of the data, sample what it may have been, and say how near the samples are."""
     if n < 2:
         raise ValueError(f"--n {n}: at least 2 samples are needed")
+    if not 0 <= noise < float("inf"):
+        raise ValueError(f"--noise {noise}: it must be at least 0 and finite")
     subject = options.subject_of(target, model, device, data=data, shape=shape)
     from safetensors.torch import save_file
 
