@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,18 @@ from sdekit.tuning.teacher import LAST, Endpoints, Pairs, solve, starts
 
 Progress = Callable[[str, int, int], None]
 LEAST_JACOBIAN, MOST_STARTED, ROUND, STEPS_EACH = 32, 8, 4, 12
+LEAST_STARTS, MOST_STARTS, NUMBERS = 200, 2000, 12_800
+BUDGET = 5000
+"""Evaluations of the refinement for each start."""
+
+
+def starts_for(size: int) -> int:
+    """How many starts ``tune`` takes for data of ``size`` numbers.
+
+    >>> starts_for(2), starts_for(16), starts_for(64), starts_for(3 * 512 * 512)
+    (2000, 800, 200, 200)
+    """
+    return max(LEAST_STARTS, min(MOST_STARTS, NUMBERS // size))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,8 +50,8 @@ def tune(
     shape: Sequence[int],
     nfe: int,
     *,
-    starts: int = 200,
-    budget: int = 1_500_000,
+    starts: int | None = None,
+    budget: int | None = None,
     memory: int = 4,
     choices: Sequence[tuple[str, str]] = CANDIDATES,
     endpoints: Endpoints | None = None,
@@ -52,17 +65,20 @@ def tune(
     A solver is a table: the times told to the network, and the weights of x and of each prediction in every row. From
     starts N(0, σ²) at t_max an accurate solve, checked against one of twice the step, says where the flow ends. Then
 
-    1. ``choices`` of the registry are tried on two thirds of the starts;
+    1. ``choices`` of the registry are tried on half of the starts;
     2. from the best of them times and weights are fitted together to the ends (``refine``), several in a race;
-    3. the third of the starts that nothing was fitted on picks among all iterates, by the geometric mean of the
-       errors' median and root mean square. A fit with a larger one of either than the solver it began from is dropped.
+    3. the half of the starts that nothing was fitted on picks among all iterates, by the geometric mean of the
+       errors' median and root mean square. Only one that lowers both, surely by a bootstrap over those starts, can
+       take the place of the solver that it began from.
 
     Args:
         model: a ``ScoreModel``, or what wraps one, guidance included.
         shape: [n, *event], as for ``sample``; only the event counts.
         nfe: network evaluations, at least 2.
-        starts: how many the teacher solves for; more of them where the data have few dimensions.
-        budget: evaluations of the refinement, each of one start. ``progress`` is told the whole cost before anything.
+        starts: how many the teacher solves for. By default 200, and more where the data have fewer than 64
+            dimensions, so that together they have 12,800, at most 2,000.
+        budget: evaluations of the refinement, each of one start; by default 5,000 for each of ``starts``. ``progress``
+            is told the whole cost before anything.
         memory: how many of the newest predictions have free weights in a row.
         choices: pairs of a solver and a grid to begin from.
         endpoints: ``f(start, **conditions)`` that gives the ends to fit, instead of an accurate solve.
@@ -86,14 +102,15 @@ def tune(
     """
     check_count("nfe", nfe, 2, "one evaluation leaves nothing to tune")
     check_count("memory", memory, 1, "a row uses at least the prediction just made")
-    check_count("budget", budget, 0, "it counts network evaluations")
-    check_count("starts", starts, 3, "two thirds of them are fitted, the others choose")
     event = tuple(check_shape(shape, None)[1:])
-    held, free = starts // 3, free_count(nfe, min(memory, nfe))
-    check_count("starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers")
+    starts = starts_for(math.prod(event)) if starts is None else starts
+    budget = BUDGET * starts if budget is None else budget
+    free = free_count(nfe, min(memory, nfe))
+    check_count("budget", budget, 0, "it counts network evaluations")
+    check_count("starts", starts, 2 * free, f"half of them are to determine {free} free numbers, half to choose")
     check_conditions(model, conditions, tune)
     found = candidates(model.process, nfe, choices)
-    train = starts - held
+    held, train = starts // 2, starts - starts // 2
     limit = 2 * LAST * starts + len(found) * nfe * (train + held) + budget
     meter, began = _Meter(progress, limit), time.perf_counter()
     meter("teacher", 0)
@@ -190,11 +207,7 @@ class _Race:
     def plan(self, about: dict[str, Any], began: float) -> Tuned:
         """The best that is no worse than its start in either error, or the best start."""
         problem = self.problem
-        fitted = [
-            (state.validation.score, i, True)
-            for i, (state, (_, first)) in enumerate(zip(self.states, self.origins))
-            if state.validation.median < first.median and state.validation.rmse <= first.rmse
-        ]
+        fitted = [(state.validation.score, i, True) for i, state in enumerate(self.states) if state.improved]
         unfitted = [(first.score, i, False) for i, (_, first) in enumerate(self.origins)]
         _, i, refined = min(fitted + unfitted)
         (one, first), state = self.origins[i], self.states[i]
