@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,12 @@ def tune(
     shape: Shape = "",
     condition: Condition = None,
     nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; a plan for each.")] = "4,5,6,8,10",
-    starts: Annotated[int, typer.Option(help="Starts of the fit; more where the data have few dimensions.")] = 200,
-    budget: Annotated[int, typer.Option(help="Evaluations of one start that each fit may take.")] = 1_500_000,
+    starts: Annotated[
+        int | None, typer.Option(help="Starts of the fit; by default 200, more where the data have few dimensions.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Evaluations of one start that each fit may take; by default 5,000 a start.")
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),
     device: Device = "cpu",
@@ -36,7 +41,9 @@ def tune(
     numbers = options.whole_numbers("nfe", nfe, "4,5,6")
     subject = options.subject_of(target, model, device, data=data, shape=shape)
     import sdekit as sk
+    from sdekit.tuning.fit import starts_for
 
+    starts = starts_for(math.prod(subject.event)) if starts is None else starts
     told = options.conditions_of(condition or [], starts, subject, sk.tune)
     with options.progress() as progress:
         settings = {"starts": starts, "budget": budget, "seed": seed, "progress": progress, **told}

@@ -38,7 +38,7 @@ def starts_for(size: int) -> int:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during ``tune``: ``plan`` is the best so far by the validation, None before there was one."""
 
-    def __init__(self, plan: Tuned | None) -> None:
+    def __init__(self, plan: Any) -> None:
         super().__init__("interrupted " + ("during the search" if plan is None else "with a plan"))
         self.plan = plan
 
@@ -112,11 +112,11 @@ def tune(
     found = candidates(model.process, nfe, choices)
     held, train = starts // 2, starts - starts // 2
     limit = 2 * LAST * starts + len(found) * nfe * (train + held) + budget
-    meter, began = _Meter(progress, limit), time.perf_counter()
+    meter, began = Meter(progress, limit), time.perf_counter()
     meter("teacher", 0)
     sizes = {"train": train, "validation": held}
     conditions = as_rows(model, conditions, starts)
-    problem, teacher = _problem(model, event, sizes, endpoints, batch_size, seed, meter, conditions)
+    problem, teacher = prepare(model, event, sizes, endpoints, batch_size, seed, meter, conditions)
     problem = replace(problem, jacobian=min(train, max(LEAST_JACOBIAN, SCALARS * free // max(1, problem.size))))
     about: dict[str, Any] = {"event": list(event), "seed": seed, "starts": sizes, "teacher": teacher}
     about |= digests(model, event)
@@ -128,7 +128,7 @@ def tune(
     return race.plan(about, began)
 
 
-class _Meter:
+class Meter:
     """Counts evaluations of one start and tells ``progress``."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -143,9 +143,9 @@ class _Meter:
         return self.done
 
 
-def _problem(
+def prepare(
     model: Model, event: tuple[int, ...], sizes: dict[str, int], endpoints: Endpoints | None, batch_size: int | None,
-    seed: int, meter: _Meter, conditions: dict[str, Any],
+    seed: int, meter: Meter, conditions: dict[str, Any],
 ) -> tuple[Problem, dict[str, Any]]:  # fmt: skip
     """The pairs of both streams, and what the record says of the teacher."""
     x = torch.cat([starts(model, event, stream, n, seed) for stream, n in sizes.items()])

@@ -33,7 +33,7 @@ SCALARS = 32
 """The Jacobian is taken on so many numbers of the ends for each free one, at most on all of the training's."""
 PATIENCE = 5
 DRAWS, SURE = 100, 0.95
-_LARGEST = 1e8  # damping at which no step is left
+LARGEST = 1e8  # damping at which no step is left
 _HELD = 1 << 24  # numbers of the Jacobian held at once: 128 MB
 
 Tick = Callable[[str, int], None]
@@ -198,15 +198,15 @@ class Problem:
         table = self.table(state.free, state.values)
         errors = self.run(table, self.train)
         knee = KNEE * max(errors.median().item(), 1e-12)
-        normal, gradient = self._normal_equations(state, table, knee)
+        normal, gradient = self.normal_equations(state, table, knee)
         scale = np.maximum(normal.diagonal(), state.scale if state.scale is not None else 0)
         scale = np.maximum(scale, 1e-14 * scale.max())
-        moved = _Move(normal, gradient, scale, state.values - state.free.values())
-        before, damping = _loss(errors, knee), state.damping
-        while damping < _LARGEST:
+        moved = Move(normal, gradient, scale, state.values - state.free.values())
+        before, damping = loss(errors, knee), state.damping
+        while damping < LARGEST:
             values = state.values + moved.by(damping)
             if self._allowed(values, state.free):
-                after = _loss(self.run(self.table(state.free, values), self.train), knee)
+                after = loss(self.run(self.table(state.free, values), self.train), knee)
                 if after < before:
                     return self._judged(replace(state, values=values, damping=max(damping / 5, 1e-9), scale=scale))
             damping *= 4
@@ -227,7 +227,7 @@ class Problem:
         last = self.model.process.half_log_snr(self.model.process.t_min)
         return bool(np.isfinite(values).all() and (np.diff(levels) > 1e-6).all() and levels[-1] <= last)
 
-    def _normal_equations(self, state: State, table: Table, knee: float) -> tuple[np.ndarray, np.ndarray]:
+    def normal_equations(self, state: State, table: Table, knee: float) -> tuple[np.ndarray, np.ndarray]:
         """JᵀWJ and JᵀWr over some of the training's starts, in parts that fit the memory."""
         order = np.random.default_rng(state.steps).permutation(len(self.train.start))[: self.jacobian]
         pairs = self.train.take(torch.as_tensor(np.sort(order), device=self.train.start.device))
@@ -289,14 +289,14 @@ def _ratio(path: Path, row: int, direction: Tensor) -> float:
     return sizes[0] / sizes[1] if min(sizes) > 0 else 1.0
 
 
-def _loss(errors: Tensor, knee: float) -> float:
+def loss(errors: Tensor, knee: float) -> float:
     """The pseudo-Huber loss, in the mean over starts; infinite where one is not finite."""
     value = (2 * knee**2 * ((1 + (errors / knee).square()).sqrt() - 1)).mean().item()
     return value if math.isfinite(value) else math.inf
 
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """The normal equations of one step."""
 
     normal: np.ndarray
