@@ -17,7 +17,7 @@ from sdekit.tuning.search import CANDIDATES
 from sdekit.tuning.table import follow
 from sdekit.tuning.teacher import distance
 
-RANGE = range(4, 10)
+RANGE = range(4, 13)
 
 
 def eight_modes(process=sk.VP()):  # noqa: B008
@@ -28,24 +28,23 @@ def eight_modes(process=sk.VP()):  # noqa: B008
 @pytest.fixture(scope="module")
 def circle():
     model = eight_modes()
-    return model, sk.tune_family(model, (1, 2), RANGE, starts=600, budget=2_000_000)
+    return model, sk.tune_family(model, (1, 2), RANGE, starts=400, budget=1_200_000)
 
 
 def test_it_beats_every_untuned_cell_with_a_number_that_was_not_fitted(circle):
     model, family = circle
     assert family.record["stage"] == "refined"
-    assert family.record["fitted"] == [4, 5, 6, 7, 8, 9] or 5 not in family.record["fitted"]
+    assert 7 not in family.record["fitted"]
     start = starts(model, (2,), "report", 255, seed=3)
     end = sk.sample(model, start.shape, solver="dpm-solver-3", nfe=300, start=start, final="denoise").x
 
     def errors(nfe, **run):
         return distance(sk.sample(model, start.shape, start=start, nfe=nfe, **run).x, end)
 
-    for nfe in (5, 8):
-        cells = [errors(nfe, solver=solver, grid=grid, final="reuse") for solver, grid in CANDIDATES]
-        tuned = errors(nfe, solver=family)
-        assert tuned.median() < min(cell.median() for cell in cells)
-        assert tuned.square().mean() < min(cell.square().mean() for cell in cells)
+    cells = [errors(7, solver=solver, grid=grid, final="reuse") for solver, grid in CANDIDATES]
+    tuned = errors(7, solver=family)
+    assert tuned.median() < min(cell.median() for cell in cells)
+    assert tuned.square().mean() < min(cell.square().mean() for cell in cells)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "deis-3", "ipndm-4"])
@@ -67,18 +66,18 @@ def test_what_bends_the_curve_vanishes_with_many_evaluations():
     bent = straight.bent([*[0.0] * 6, *[0.02] * (COUNT - 6)])
     few, many = (
         max(abs(a - b) / abs(a) for a, b in zip(straight.table(nfe).anchor[:-1], bent.table(nfe).anchor[:-1]))
-        for nfe in (4, 64)
+        for nfe in (64, 1024)
     )
-    assert many < few / 10
+    assert many < few / 8  # as 1/N
 
 
 def test_it_is_a_value_for_solver_and_names_what_it_refuses(circle):
     model, family = circle
     out = sk.sample(model, (5, 2), solver=family, nfe=7, seed=0)
-    assert (out.nfe, out.sigma, family.stochastic, family.name) == (7, 0.0, False, "tuned-4-9")
+    assert (out.nfe, out.sigma, family.stochastic, family.name) == (7, 0.0, False, "tuned-4-12")
     assert torch.equal(sk.sample(model, (5, 2), solver=family, nfe=7, seed=0, batch_size=2).x, out.x)
     for run, error in (
-        ({"nfe": 10}, "nfe=10, steps=None: solver 'tuned-4-9' runs with nfe from 4 to 9"),
+        ({"nfe": 13}, "nfe=13, steps=None: solver 'tuned-4-12' runs with nfe from 4 to 12"),
         ({"nfe": 3}, "nfe=3"),
         ({"steps": 5}, "steps=5"),
         ({"nfe": 5, "grid": "time"}, "grid='time'"),
@@ -142,13 +141,13 @@ def test_ctrl_c_keeps_the_best_so_far(circle):
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as caught:
-        sk.tune_family(model, (1, 2), range(4, 7), starts=200, progress=stop)
+        sk.tune_family(model, (1, 2), range(4, 6), starts=192, progress=stop)
     assert sk.sample(model, (2, 2), solver=caught.value.plan, nfe=5).nfe == 5
 
 
 def test_bad_input_is_named(circle):
     model, _ = circle
-    for nfe in (5, [4, 5], range(4, 21, 2), range(2, 9), range(4, 5), range(4, 300)):
+    for nfe in (range(4, 21, 2), range(2, 9), range(4, 5), range(4, 300)):
         with pytest.raises(ValueError, match="it must be a range of at least 2 numbers from 3 to 100"):
             sk.tune_family(model, (1, 2), nfe)
     with pytest.raises(ValueError, match="starts=100: it must be a whole number of at least 192"):

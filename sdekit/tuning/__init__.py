@@ -1,4 +1,4 @@
-"""Solvers fitted to a model: ``tune`` for one number of evaluations, ``tune_family`` for a range, ``load`` reads both."""
+"""Solvers fitted to a model: ``tune`` for one number of evaluations, ``tune_family`` for a range."""
 
 from sdekit.tuning.family import Family, tune_family
 from sdekit.tuning.fit import Interrupted, tune

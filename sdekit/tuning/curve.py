@@ -51,18 +51,13 @@ class Curve:
         return replace(self, numbers=tuple(float(number) for number in numbers))
 
     @cached_property
-    def _warp(self) -> np.ndarray:
-        return np.array(self.numbers[:WARP])
-
-    @cached_property
     def _fields(self) -> np.ndarray:
         return np.array(self.numbers[WARP:]).reshape(FIELDS, POWERS, DEGREES + 3)
 
     def table(self, nfe: int) -> Table:
         """The table of ``nfe`` evaluations. Raises ValueError where the knots do not rise in λ, or the times told."""
-        process, levels = self.process, self._levels(nfe)
-        times = [process.t_max, *(process.t_of_half_log_snr(float(level)) for level in levels[1:-1]), process.t_min]
-        table = Table.of(get(self.solver).make_plan(process, nfe, None, times, "reuse"), process)
+        process = self.process
+        levels, table = _unbent(process, self.solver, self.grid, self.numbers[:WARP], nfe)
         powers = (4 / nfe) ** np.arange(1, POWERS + 1)
         anchor, told, *lags = np.einsum("fpk,p,ki->fi", self._fields, powers, _rows(nfe))
         told = levels[1:-1] + told[1:] * np.diff(levels)[1:]
@@ -77,13 +72,17 @@ class Curve:
         anchors = tuple((np.array(table.anchor) * (1 + anchor)).tolist())
         return Table(table.predicts, times, anchors, tuple(tuple(weights.tolist()) for weights in history))
 
-    def _levels(self, nfe: int) -> np.ndarray:
-        """λ at the N + 1 knots."""
-        u = np.linspace(0, 1, nfe + 1)
-        u = u + u * (1 - u) * (self._warp @ _legendre(u, WARP))
-        if not (np.diff(u) > 0).all():
-            raise ValueError(f"nfe={nfe}: the knots do not rise")
-        return np.interp(u, np.linspace(0, 1, _DENSE + 1), _dense(self.process, self.grid))
+
+@lru_cache(maxsize=1024)  # all but WARP of the numbers leave it as it is
+def _unbent(process: Process, solver: str, grid: str, warp: tuple[float, ...], nfe: int) -> tuple[np.ndarray, Table]:
+    """λ at the N + 1 knots, and the solver's own table on them."""
+    u = np.linspace(0, 1, nfe + 1)
+    u = u + u * (1 - u) * (_legendre(u, WARP).T @ np.array(warp))
+    if not (np.diff(u) > 0).all():
+        raise ValueError(f"nfe={nfe}: the knots do not rise")
+    levels = np.interp(u, np.linspace(0, 1, _DENSE + 1), _dense(process, grid))
+    times = [process.t_max, *(process.t_of_half_log_snr(float(level)) for level in levels[1:-1]), process.t_min]
+    return levels, Table.of(get(solver).make_plan(process, nfe, None, times, "reuse"), process)
 
 
 @lru_cache(maxsize=64)

@@ -151,7 +151,8 @@ class _Fit:
         self.problem, self.fitted = problem, fitted
         self.damping, self.scale, self.steps, self.idle = 1e-2, np.zeros(COUNT), 0, 0
         self.first: dict[int, Tensor] = {}
-        self.best_score = 0.0
+        self.units: dict[int, float] = {}
+        self.best_score = self.lowest = 0.0
 
     def run(self, spent: Callable[[], int], budget: int) -> None:
         process, straight = self.problem.model.process, (0.0,) * COUNT
@@ -200,9 +201,10 @@ class _Fit:
             state = State(free, free.values(), errors, table, Errors.of(errors), steps=self.steps)
             squares, slopes = problem.normal_equations(state, table, knee)
             columns = derivative(curve, n, lambda other: self._free(other).values())
-            normal += columns @ squares @ columns.T / knee**2
-            gradient += columns @ slopes / knee**2
-            before += loss(errors, knee) / knee**2
+            unit = self.units.setdefault(n, knee)
+            normal += columns @ squares @ columns.T / unit**2
+            gradient += columns @ slopes / unit**2
+            before += loss(errors, knee) / unit**2
         scale = np.maximum(normal.diagonal(), self.scale)
         self.scale = np.maximum(scale, 1e-14 * scale.max())
         return Move(normal, gradient, self.scale, np.array(curve.numbers)), knees, before
@@ -211,23 +213,22 @@ class _Fit:
         return Free(table, tuple(self.problem.model.process.half_log_snr(t) for t in table.times), MEMORY)
 
     def _loss(self, curve: Curve, knees: Mapping[int, float]) -> float:
-        """In units of each number's knee; infinite where the curve is no grid."""
+        """In units of what each number began with, so none gains at another's cost; infinite where no grid."""
         try:
             tables = {n: curve.table(n) for n in self.fitted}
         except ValueError:
             return math.inf
         train = self.problem.train
-        return sum(loss(self.problem.run(table, train), knees[n]) / knees[n] ** 2 for n, table in tables.items())
+        return sum(loss(self.problem.run(table, train), knees[n]) / self.units[n] ** 2 for n, table in tables.items())
 
     def _judge(self) -> None:
         errors = self._validate(self.curve)
         scores = [Errors.of(errors[n]).score / Errors.of(first).score for n, first in self.first.items()]
         score = sum(math.log(max(score, 1e-300)) for score in scores) / len(scores)
+        self.idle = 0 if score < self.lowest - 0.01 else self.idle + 1
+        self.lowest = min(self.lowest, score)
         if score < self.best_score and all(surely_better(errors[n], first) for n, first in self.first.items()):
-            self.idle = 0 if score < self.best_score - 0.01 else self.idle + 1
             self.best, self.best_errors, self.best_score = self.curve, errors, score
-        else:
-            self.idle += 1
 
     def family(self, nfe: range, about: Mapping[str, Any], meter: Meter, began: float) -> Family:
         record = {
