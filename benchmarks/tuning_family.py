@@ -41,7 +41,8 @@ def main() -> None:
         family = sk.tune_family(one.model, (1, *one.event), range(4, 21), **fit)
         print(
             f"{name}: {family.record['stage']} from {family.curve.solver} on {family.curve.grid}, starts"
-            f" {family.record['starts']}, {family.record['evaluations']} evaluations, CPU {time.process_time() - began:.0f} s"
+            f" {family.record['starts']}, {family.record['evaluations']} evaluations,"
+            f" CPU {time.process_time() - began:.0f} s"
         )
         start = starts(one.model, one.event, "report", options.report)
         end = ends(one, start)
