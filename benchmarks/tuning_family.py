@@ -13,7 +13,7 @@ import argparse
 import time
 
 import torch
-from problems import PROBLEM
+from problems import problem
 from torch import Tensor
 from tuning import CANDIDATES, KINDS, _cells, _error, ends, ratio
 
@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.names:
-        one = PROBLEM[name]
+        one = problem(name)
 
         def own_ends(start: Tensor, one=one, **conditions: object) -> Tensor:
             return ends(one, start, **conditions)
