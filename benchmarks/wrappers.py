@@ -177,7 +177,8 @@ def main() -> None:
         print(f"{title:26}{base:>10}{'wrapped':>10}{'added':>10}{'ratio':>8}")
         for name in rows:
             bare, wrapped = best[name]
-            print(f"{name:26}{bare * 1e6:10.1f}{wrapped * 1e6:10.1f}{(wrapped - bare) * 1e6:10.1f}{wrapped / bare:8.2f}")
+            each = "".join(f"{seconds * 1e6:10.1f}" for seconds in (bare, wrapped, wrapped - bare))
+            print(f"{name:26}{each}{wrapped / bare:8.2f}")
         print()
     print(f"{'runs of 50 σ':26}{'µs per evaluation':>20}")
     for name, each in whole.items():

@@ -22,7 +22,7 @@ def _linear_betas(steps: int) -> tuple[float, ...]:
 
 @lru_cache(64)
 def _one(betas: tuple[float, ...]) -> tuple[float, ...]:
-    """One object for all equal tables: caches compare processes at every call, and a table entry by entry costs 10 µs."""
+    """One object for all equal tables: caches compare processes at every call, which entry by entry takes 10 µs."""
     return betas
 
 
