@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -138,7 +138,7 @@ def march(
             yield state
 
 
-def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+def combine(row: Row, anchor: Tensor, history: Iterable[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     terms = [*zip(row.history, history), *((c.coefficient, draw(c.start, c.end)) for c in row.noise)]
@@ -223,7 +223,7 @@ def sample(
     check_conditions(model, conditions, sample)
     conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed
-    where = _check_device(model, device)
+    where = check_device(model, device)
     dtype = dtype if start is None else start.dtype
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     plan = plan.to(where, dtype, event)
@@ -235,7 +235,7 @@ def sample(
         for place in batches:
             samples = first + torch.arange(place, min(place + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
-            x = _start(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
+            x = start_of(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
             parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
@@ -289,7 +289,8 @@ def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int, space: s
     return Solution(kept[0], nfe, times[-1:], None, seed, sigma, space)
 
 
-def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+def start_of(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """σ at the plan's start times normal numbers."""
     return normal(seed, 0, samples, event, dtype) * plan.start.sigma
 
 
@@ -334,7 +335,8 @@ def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
     return sizes
 
 
-def _check_device(model: Model, device: torch.device | str | None) -> torch.device:
+def check_device(model: Model, device: torch.device | str | None) -> torch.device:
+    """The device of the state; ValueError where the network's parameters are on one of another type."""
     own = model.device
     where = torch.device(own if device is None else device)
     fixed = isinstance(net := getattr(model, "net", None), torch.nn.Module) and any(True for _ in net.parameters())
@@ -359,14 +361,14 @@ def check_conditions(model: Model, conditions: Mapping[str, Any], function: Call
 
 
 @contextmanager
-def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[[], object]]:
-    """A bar on stderr where ``show``; what it yields is called once for each of ``total`` steps."""
+def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[..., object]]:
+    """A bar on stderr where ``show``; what it yields is called for each of ``total`` steps, or for several at once."""
     if not show:
-        yield lambda: None
+        yield lambda steps=1: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)

@@ -244,6 +244,25 @@ def test_the_extrapolation_is_a_line_in_the_inverse_number() -> None:
 # -- classifier -----------------------------------------------------------------------------------
 
 
+def test_a_classifier_takes_a_part_of_large_sets() -> None:
+    """As many as it says, drawn from all of them, the same each time."""
+    seen: list[int] = []
+
+    class Counting(LogisticRegression):
+        def fit(self, X, y):  # noqa: N803
+            seen.append(len(X))
+            return super().fit(X, y)
+
+    x, y = draws(0, 300, 2), draws(1, 400, 2)
+    assert metrics.classifier_accuracy(x, y, Counting(), most=50).item() > 0
+    assert seen == [80] * 5  # four fifths of a hundred
+    sorted_x, sorted_y = (z[z[:, 0].argsort()] for z in (x, y))  # the first ones would tell the sets apart
+    found = [metrics.classifier_accuracy(sorted_x, sorted_y[-300:], most=100).item() for _ in range(2)]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="most=9"):
+        metrics.classifier_accuracy(x, y, most=9)
+
+
 def test_a_classifier_is_at_chance_for_equal_laws_and_at_the_best_ones_share_for_gaussians() -> None:
     equal = [metrics.classifier_accuracy(draws(r, 60, 2), draws(r + 500, 90, 2)).item() for r in range(40)]
     assert close_to_mean(equal, 0.5)

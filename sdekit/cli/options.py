@@ -41,7 +41,7 @@ Condition = Annotated[
     list[str] | None,
     typer.Option(help="What the network is told: label=3, guidance=1.5, label=classes:10; may be repeated."),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all, in compare at most 1024.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise; the same for every solver.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps, …")]
 

@@ -16,8 +16,8 @@ from sdekit.ranking import BEST, Matrix, matrix
 from sdekit.report.numbers import measured, shown
 
 _FACTS = (
-    "target", "process", "solver", "grid", "nfe", "samples", "seed", "stochastic", "evaluations", "seconds",
-    "network_seconds", "peak_memory",
+    "target", "process", "solver", "grid", "nfe", "samples", "seed", "stochastic", "evaluations", "rounds",
+    "seconds", "network_seconds", "peak_memory",
 )  # fmt: skip
 _LAST = ("note", "device", "key")
 _SPECIAL = {
@@ -53,7 +53,7 @@ def csv(result: Comparison) -> str:
     >>> cell = Cell("toy", "VP()", "ddim", "logsnr", 5, 8, 0, metrics={"rmse": 0.1})
     >>> lines = csv(Comparison((cell,), {}, {}, {}, torch.zeros(1))).splitlines()
     >>> lines[0][:50], lines[1]
-    ('target,process,solver,grid,nfe,samples,seed,stocha', 'toy,VP(),ddim,logsnr,5,8,0,False,0.0,0.0,0.0,,0.1,,,,cpu,')
+    ('target,process,solver,grid,nfe,samples,seed,stocha', 'toy,VP(),ddim,logsnr,5,8,0,False,0.0,,0.0,0.0,,0.1,,,,cpu,')
     """
     columns, rows = _rows(result)
     file = io.StringIO()

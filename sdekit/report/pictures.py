@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
+from PIL import Image
 from torch import Tensor
 
 from sdekit.comparison import ADAPTIVE, OWN, Cell, Comparison
@@ -121,8 +123,16 @@ def contact_sheet(result: Comparison, path: str | Path) -> Path | None:
     figure = sheet(result)
     if figure is None:
         return None
-    figure.savefig(path, dpi=150)
+    Path(path).write_bytes(png(figure, 150))
     return Path(path)
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """As PNG of 192 colours, a third of the size that matplotlib makes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def sheet(result: Comparison) -> Figure | None:
