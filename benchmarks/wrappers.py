@@ -89,6 +89,7 @@ def pairs() -> dict[str, Pair]:
 
         posterior = KarrasDenoiser(net, VPSchedule())
         found["azula Karras"] = pair(azula.wrap(posterior), lambda x, t: posterior(x, t).mean)
+    found.update(of_diffusers(x))
     try:
         from sbi.neural_nets.estimators.score_estimator import VPScoreEstimator
     except ImportError:
@@ -100,6 +101,41 @@ def pairs() -> dict[str, Pair]:
     found["sbi VP"] = pair(wrapped, lambda x, t: own.score(x, one, t))
     found["sbi VP, times ready"] = (lambda: own.score(x, one, ready), partial(wrapped.predict, "score", x, 0.5))
     return found
+
+
+def of_diffusers(x: Tensor) -> dict[str, Pair]:
+    if not find_spec("diffusers"):
+        return {}
+    import diffusers
+
+    class Called(nn.Module):
+        """0.1 x, called as networks of diffusers are."""
+
+        def __init__(self, classes: int | None) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.1), requires_grad=False)
+            self.config = {"in_channels": SHAPE[1], "out_channels": SHAPE[1], "num_class_embeds": classes}
+
+        def forward(
+            self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+        ) -> tuple[Tensor]:
+            return (sample * self.scale,)
+
+    def both(net: nn.Module, like: Any, **conditions: Tensor) -> Pair:
+        model: Any = sk.interop.diffusers.wrap(net, like)
+
+        def bare() -> Tensor:
+            times = x.new_full(SHAPE[:1], 499.0)
+            return net(x, timestep=times, return_dict=False, **conditions)[0]
+
+        return bare, partial(model.predict, model.predicts, x, 0.5, **conditions)
+
+    ddpm, flow = diffusers.DDPMScheduler(clip_sample=False), diffusers.FlowMatchEulerDiscreteScheduler()
+    return {
+        "diffusers": both(Called(None), ddpm),
+        "diffusers with labels": both(Called(10), ddpm, class_labels=torch.zeros(SHAPE[0], dtype=torch.int64)),
+        "diffusers, flow matching": both(Called(None), flow),
+    }
 
 
 def arithmetic() -> dict[str, Pair]:
