@@ -3,26 +3,30 @@
     python benchmarks/overhead.py            # every library that is installed
     python benchmarks/overhead.py --repeats 50
 
-Three tables. The first uses a trivial ε network of a DDPM's table (0.1 x, state 16×3×8×8, one
+Four tables. The first uses a trivial ε network of a DDPM's table (0.1 x, state 16×3×8×8, one
 thread), so that what is left is each library's own host cost; each row is the best of the repeats, taken in turn with
 the others so that a busy machine slows all alike. k-diffusion is measured with its own wrapper of such a network, and
 with a bare function in place of it, which leaves the time map and the input scaling to the user.
 The second is a draw of noise beside ``torch.randn``, as a run makes it: the setting up shared by 50 draws.
-The third uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
+The third is what reading the arguments adds to a call of ``sample``, however many steps it has.
+The last uses the digits U-Net, where the bound is NFE × the bare network. Peers: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
 
 import sdekit as sk
+from sdekit.door import door
 from sdekit.interop.peers import k_diffusion_sampling
 
 STEPS = 50
@@ -158,6 +162,37 @@ def noise_cost(shape: tuple[int, ...], repeats: int) -> dict[str, float]:
     )
 
 
+def door_cost(repeats: int, calls: int = 1000) -> dict[str, float]:
+    """A function of ``sample``'s arguments that does nothing, without and with the door, for few and all arguments."""
+    inner = inspect.unwrap(sk.sample)
+    hints, model = get_type_hints(inner, include_extras=True), sk.ScoreModel(trivial, sk.VP())
+    few = {"solver": "ddim", "nfe": 10, "seed": 0}
+    every = few | {
+        "steps": None, "grid": "auto", "noise": "independent", "corrector": None, "start": None, "final": "auto",
+        "keep": "last", "callback": None, "progress": False, "batch_size": 4, "first": 0, "dtype": torch.float32,
+        "device": "cpu",
+    }  # fmt: skip
+
+    def nothing(*_: object, **__: object) -> None:
+        return None
+
+    nothing.__signature__, nothing.__annotations__ = inspect.signature(inner), hints  # pyright: ignore
+    behind = door(nothing)
+
+    def run(function: Callable[..., object], arguments: dict[str, object]) -> None:
+        for _ in range(calls):
+            function(model, (4, 2), **arguments)
+
+    return best_of(
+        {
+            f"{name}, {many}": partial(run, function, arguments)
+            for many, arguments in (("few arguments", few), ("all arguments", every))
+            for name, function in (("no door", nothing), ("door", behind))
+        },
+        repeats,
+    )
+
+
 def digits_cost(repeats: int, threads: int) -> dict[str, float]:
     from sdekit.nn import digits_model
 
@@ -183,6 +218,7 @@ def main() -> None:
     for shape in ((16, 3, 8, 8), (64, 3, 32, 32), (64, 3, 64, 64)):
         cost = noise_cost(shape, max(2, options.repeats // 4))
         table(f"Noise, {'×'.join(map(str, shape))}, one thread", "µs per draw", cost, STEPS)
+    table("Reading the arguments of sample", "µs per call", door_cost(max(5, options.repeats // 4)), 1000)
     table("Digits U-Net, 64 samples, NFE 20", "µs per NFE", digits_cost(options.repeats, options.threads), 20)
 
 

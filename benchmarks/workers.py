@@ -3,8 +3,10 @@
     python benchmarks/workers.py                   # 5,000 cells by 1, 2 and 8 processes, then 8 with random kills
     python benchmarks/workers.py --cells 500
 
-A cell is some 10 ms of one core: 64 samples in two dimensions. "outside" is the time of the processes that is spent
-neither on evaluation nor on metrics: planning, keys, claims, records.
+A cell is some 25 ms of one core: 64 samples in two dimensions, the default metrics with their jackknife. "outside" is
+the share of the processes' wall time in ``compare`` that is neither evaluation nor metrics: keys, claims, records,
+waiting for others. Imports come before it. Both are told by clocks in the processes that ended by themselves; where
+there are more processes than cores, all of their time is longer, inside and outside. The load is of the machine before.
 """
 
 from __future__ import annotations
@@ -19,37 +21,53 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 
 def work(cells: int, folder: Path) -> None:
-    """One process: prints its seconds, and those inside cells."""
+    """One process: prints its seconds, those of evaluation and metrics, and those of imports."""
+    began = time.perf_counter()
     import torch
 
     import sdekit as sk
-    from sdekit.comparison import sweep
+    from sdekit.comparison import ruler, sweep
 
+    imports = time.perf_counter() - began
     torch.set_num_threads(1)
-    inside, measure = [0.0], sweep._Run.measure
+    inside, depth = [0.0], [0]
 
-    def timed(*arguments: object) -> object:
-        began = time.perf_counter()
-        try:
-            return measure(*arguments)
-        finally:
-            inside[0] += time.perf_counter() - began
+    def clocked(holder: Any, name: str) -> None:
+        function = getattr(holder, name)
 
-    sweep._Run.measure = timed
+        def timed(*arguments: Any, **options: Any) -> Any:
+            depth[0] += 1
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                depth[0] -= 1
+                if depth[0] == 0:
+                    inside[0] += time.perf_counter() - began
+
+        setattr(holder, name, timed)
+
+    clocked(sweep, "timed")  # sampling of a cell
+    clocked(sweep, "network_seconds")
+    clocked(sweep, "_draw")  # of the accurate endpoints
+    for name in ("against_data", "left_out", "against_endpoint", "against_endpoint_left_out"):
+        clocked(ruler.Ruler, name)
     target = sk.targets.Gaussian(torch.tensor([0.1, -0.2]), torch.tensor([[1.0, 0.6], [0.6, 0.5]]))
     began = time.perf_counter()
     sk.compare(
         target.model(sk.VP()), target.sample(256), solvers=["ddim", "dpmpp-2m", "euler", "unipc-2", "ddpm"],
         nfe=range(6, 16), samples=64, seed=range(cells // 50), out=folder, real=target.sample(256, seed=1),
     )  # fmt: skip
-    print(json.dumps({"wall": time.perf_counter() - began, "inside": inside[0]}))
+    print(json.dumps({"wall": time.perf_counter() - began, "inside": inside[0], "imports": imports}))
 
 
-def run(cells: int, workers: int, kill: bool) -> None:
-    """All processes on one new folder; a line of what they did."""
+def run(cells: int, workers: int, kill: bool) -> set[str]:
+    """All processes on one new folder; a line of what they did, and the keys of the records."""
+    load, cpu = os.getloadavg()[0], os.times()[2:4]
     with tempfile.TemporaryDirectory() as name:
         folder, began = Path(name), time.perf_counter()
         command = [sys.executable, __file__, "--cells", str(cells), "--worker", str(folder)]
@@ -74,12 +92,15 @@ def run(cells: int, workers: int, kill: bool) -> None:
         told = [json.loads(output) for output in outputs]
         records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     twice = sum(count - 1 for count in Counter(record["key"] for record in records).values())
-    busy, inside = sum(one["wall"] for one in told), sum(one["inside"] for one in told)
+    busy, inside, imports = (sum(one[name] for one in told) for name in ("wall", "inside", "imports"))
+    cpu = [after - before for before, after in zip(cpu, os.times()[2:4])]
     print(
         f"{workers} processes{f', {killed} killed' * kill}: {len(records)} records of {cells}, {twice} twice;"
-        f" {wall:.0f} s, outside {1 - inside / busy:.1%}",
+        f" {wall:.1f} s, {max(one['wall'] for one in told):.1f} s without imports, CPU {sum(cpu):.1f} s;"
+        f" outside {1 - inside / busy:.2%}, imports {imports / workers:.1f} s each; load {load:.1f}",
         flush=True,
     )
+    return {record["key"] for record in records}
 
 
 def main() -> None:
@@ -94,8 +115,8 @@ def main() -> None:
         work(options.cells, options.worker)
         return
     random.seed(0)
-    for workers, kill in ((1, False), (2, False), (8, False), (8, True)):
-        run(options.cells, workers, kill)
+    keys = [run(options.cells, workers, kill) for workers, kill in ((1, False), (2, False), (8, False), (8, True))]
+    print("the same set of records" if all(one == keys[0] for one in keys) else "THE RECORDS DIFFER")
 
 
 if __name__ == "__main__":

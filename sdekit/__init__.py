@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         metrics,
         nn,
         ode,
+        parallel,
         plots,
         report,
         solvers,
@@ -59,10 +60,10 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
+    "door", "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "jackknife",
     "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
-    "ode", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling", "solvers",
-    "subjects", "targets", "testing", "thresholding", "training", "tuning",
+    "ode", "parallel", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
+    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
@@ -70,8 +71,8 @@ __all__ = [
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
     "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "latent", "load_solver", "log_prob",
-    "march", "metrics", "nn", "ode", "plots", "report", "sample", "sample_adaptive", "solvers", "table_times",
-    "targets", "training", "tune", "tune_family", "tuning",
+    "march", "metrics", "nn", "ode", "parallel", "plots", "report", "sample", "sample_adaptive", "solvers",
+    "table_times", "targets", "training", "tune", "tune_family", "tuning",
 ]  # fmt: skip
 
 

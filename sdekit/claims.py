@@ -7,6 +7,7 @@ gone. Ages are told by the folder's own clock, since machines' clocks differ.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import threading
@@ -28,47 +29,50 @@ def claim(folder: Path, name: str, lease: float = LEASE) -> Generator[bool]:
     ...         mine, again
     (True, False)
     """
-    path, owner = folder / name, secrets.token_hex(8)
+    path, owner = os.path.join(folder, name), secrets.token_hex(8)
     if not (_create(path, owner) or _take_over(path, owner, lease)):
         yield False
         return
-    over = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, over, lease / _RENEWALS), daemon=True)
-    thread.start()
+    _heart.hold(path, lease / _RENEWALS)
     try:
         yield True
     finally:
-        over.set()
-        thread.join()
+        _heart.drop(path)
         _release(path, owner)
 
 
-def _create(path: Path, owner: str) -> bool:
+def _create(path: str, owner: str) -> bool:
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
     except FileNotFoundError:  # who finished last removed the empty folder
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         return _create(path, owner)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(owner)
+    try:
+        os.write(descriptor, owner.encode())
+    except OSError:  # a full disk: a claim without an owner would be in the way for a lease
+        os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
     return True
 
 
-def _take_over(path: Path, owner: str, lease: float) -> bool:
+def _take_over(path: str, owner: str, lease: float) -> bool:
     """Of several that find a claim abandoned one alone renames it away, and gives back one that is new since."""
+    held = Path(path)
     try:
-        holder = path.read_text()
-        if _age(path) <= lease:
+        holder = held.read_text()
+        if _age(held) <= lease:
             return False
-        gone = path.with_name(f".gone-{secrets.token_hex(8)}")
-        path.rename(gone)
+        gone = held.with_name(f".gone-{secrets.token_hex(8)}")
+        held.rename(gone)
     except FileNotFoundError:  # released, or taken over, meanwhile
         return False
     if gone.read_text() != holder:
         with suppress(FileExistsError):
-            os.link(gone, path)
+            os.link(gone, held)
         gone.unlink()
         return False
     gone.unlink()
@@ -84,13 +88,43 @@ def _age(path: Path) -> float:
         now.unlink()
 
 
-def _renew(path: Path, over: threading.Event, every: float) -> None:
-    while not over.wait(every):
-        with suppress(FileNotFoundError):
-            os.utime(path)
+class _Heart:
+    """Renews all that this process holds, by one thread: a thread for each claim would cost more than small work."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, None] = {}
+        self.every = math.inf
+        self.sooner = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def hold(self, path: str, every: float) -> None:
+        self.held[path] = None
+        if self.thread is None or not self.thread.is_alive():  # the child of a fork has none
+            self.every, self.sooner = every, threading.Event()
+            self.thread = threading.Thread(target=self.beat, args=(self.sooner,), daemon=True)
+            self.thread.start()
+        elif every < self.every:
+            self.every = every
+            self.sooner.set()
+
+    def drop(self, path: str) -> None:
+        self.held.pop(path, None)
+
+    def beat(self, sooner: threading.Event) -> None:
+        while True:
+            sooner.wait(self.every)
+            sooner.clear()
+            for path in [*self.held]:
+                with suppress(OSError):  # released meanwhile; or the folder is away for a moment
+                    os.utime(path)
 
 
-def _release(path: Path, owner: str) -> None:
+_heart = _Heart()
+
+
+def _release(path: str, owner: str) -> None:
     with suppress(FileNotFoundError):  # taken over while this process stood still
-        if path.read_text() == owner:
-            path.unlink()
+        with open(path) as file:
+            mine = file.read() == owner
+        if mine:
+            os.unlink(path)

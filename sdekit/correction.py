@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.grid import GridSpec
 from sdekit.names import Between, OneOf
 from sdekit.noise import key, normal
@@ -26,6 +27,7 @@ _STREAM = 0x1A9
 _NORMS = OneOf("sample", "batch")
 
 
+@door
 @dataclass(frozen=True)
 class Langevin:
     r"""``steps`` Langevin steps at each knot: x ← x + ε s + √(2ε) z, ε = 2 a² (r ‖z‖/‖s‖)².
@@ -102,7 +104,7 @@ class Langevin:
 
     def _ratio(self, z: Tensor, s: Tensor) -> Tensor:
         """‖z‖/‖s‖ [batch]; 0 where the score is 0, which then needs no correction."""
-        above, below = (torch.linalg.vector_norm(value.flatten(1), dim=1) for value in (z, s))
+        above, below = (torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1) for value in (z, s))
         if self.norms == "batch":
             above, below = above.mean().expand(len(z)), below.mean().expand(len(z))
         return torch.where(below > 0, above / below, torch.zeros_like(below))

@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sdekit.door import Device, door, record
 from sdekit.names import lookup
 
 
+@record
 @dataclass(frozen=True)
 class Images:
     """A data set in two parts; no image is in both.
@@ -60,6 +62,7 @@ def digits() -> Images:
     return Images(images[~held_out], labels[~held_out], images[held_out], labels[held_out], classes=10)
 
 
+@door
 def every_third(labels: Int[Tensor, "n"]) -> Tensor:
     """True for the third, sixth, ninth … occurrence of each label: a stratified third of the data.
 
@@ -70,7 +73,8 @@ def every_third(labels: Int[Tensor, "n"]) -> Tensor:
     return occurrence % 3 == 0
 
 
-def as_tensor(x: Tensor | np.ndarray, device: torch.device | str | None = None) -> Tensor:
+@door
+def as_tensor(x: Tensor | np.ndarray, device: Device | None = None) -> Tensor:
     """A numpy array as a tensor on ``device``, of torch's default dtype where it holds floats; a tensor as it is.
 
     >>> as_tensor(np.zeros((2, 3))).dtype
@@ -84,6 +88,7 @@ def as_tensor(x: Tensor | np.ndarray, device: torch.device | str | None = None) 
     return torch.as_tensor(whole, device=device, dtype=torch.get_default_dtype() if x.dtype.kind == "f" else None)
 
 
+@door
 @dataclass(frozen=True)
 class Standardise:
     """y = (x − shift)/scale, the map to mean 0 and variance 1, and back.
@@ -155,6 +160,7 @@ class Standardise:
         return replace(of, mean=of.mean + of.scale * shift.item(), scale=of.scale * scale.item())
 
 
+@door
 @dataclass(frozen=True)
 class Quantization:
     """How levels u = 0 … bins − 1 became data: x_u = (u/bins − mean)/scale.

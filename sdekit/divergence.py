@@ -21,13 +21,14 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.door import Count, Place, Rows, Seed, door
 from sdekit.names import lookup
 from sdekit.solvers.registry import check_count
 
@@ -46,8 +47,9 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 """Distributions of a probe with E[v vᵀ] = I, made from standard normals."""
 
 
+@door
 def draw_probes(
-    x: Float[Tensor, "batch *event"], count: int, distribution: str = "rademacher", seed: int = 0, first: int = 0
+    x: Float[Tensor, "batch *event"], count: Count, distribution: str = "rademacher", seed: Seed = 0, first: Place = 0
 ) -> Probes:
     """``count`` probes for each sample of x; sample i's depend on (seed, first + i) alone.
 
@@ -65,13 +67,14 @@ def draw_probes(
     return shape(draws, x.shape[1:].numel())
 
 
+@door
 def divergence(
     f: Map,
-    x: Float[Tensor, "batch *event"],
+    x: Annotated[Float[Tensor, "batch *event"], Rows()],
     probes: Probes | None,
     method: str = "hutchinson",
     mode: str = "vjp",
-    chunk_size: int | None = None,
+    chunk_size: Count | None = None,
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch estimates"]]:
     """f(x) and estimates of tr ∂f_i/∂x_i for each sample i, from one evaluation of f.
 
@@ -91,8 +94,10 @@ def divergence(
     >>> divergence(lambda x: x @ J.T, torch.zeros(1, 2), None, method="exact")[1]
     tensor([[4.]])
     """
-    estimate = lookup("divergence", method, METHODS)
+    estimate = lookup("divergence method", method, METHODS)
     open_products = lookup("mode", mode, _MODES)
+    if probes is not None and (probes.shape[1:] != x.shape or not len(probes)):
+        raise ValueError(f"probes has shape {list(probes.shape)}: it must be [probes, *x's], x's being {list(x.shape)}")
     value, products = open_products(f, x, chunk_size, probes)
     if probes is None:
         if method != "exact":
@@ -127,6 +132,7 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     return (value if keep else value.detach()), products
 
 
+@door
 @contextmanager
 def forward_mode(message: str) -> Generator[None]:
     """Raise ValueError(message) where an operation has no forward-mode derivative; its name takes the place of {}."""

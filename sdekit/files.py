@@ -12,10 +12,16 @@ from torch import Tensor
 
 
 def write_whole(path: str | os.PathLike[str], contents: bytes) -> None:
-    """Write the file, whole or not at all: what was there is lost only once the new one stands."""
+    """Write the file, whole or not at all: what was there is lost only once the new one stands.
+
+    Raises ValueError where it cannot be written.
+    """
     temporary = Path(path).with_name(Path(path).name + ".tmp")
-    temporary.write_bytes(contents)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(contents)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"path={os.fspath(path)!r}: it cannot be written ({error})") from error
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

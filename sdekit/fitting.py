@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.door import Count, Evaluations, Rows, Seed, door
 from sdekit.grid import Grid, GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.noise import normal
@@ -30,17 +31,18 @@ Costs = Float[np.ndarray, "k k"]  # [i, j] is the cost of a step from knot i to 
 GAMMAS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def fit_ays(
     model: Model,
-    x0: Samples,
-    steps: int,
+    x0: Annotated[Samples, Rows()],
+    steps: Evaluations,
     *,
     start: GridSpec = "logsnr",
     sweeps: int | None = 3,
-    candidates: int = 100,
-    seed: int = 0,
+    candidates: Count = 100,
+    seed: Seed = 0,
     **conditions: Any,
 ) -> tuple[float, ...]:
     r"""Align Your Steps: the times that lower the KL divergence's upper bound for this model and data.
@@ -90,7 +92,10 @@ def fit_ays(
 
 def _candidates(process: Process, start: GridSpec, steps: int, count: int) -> tuple[list[Knot], list[int]]:
     """The knots of ``start`` and, where none of them is near, ``count`` more, noise first; and where its own stand."""
-    own = Grid.make(process, start, steps).knots
+    try:
+        own = Grid.make(process, start, steps).knots
+    except ValueError as error:
+        raise ValueError(f"start: {error}") from None
     fine = np.linspace(own[0].half_log_snr, own[-1].half_log_snr, count + 1)
     taken = np.array([knot.half_log_snr for knot in own])
     apart = (own[-1].half_log_snr - own[0].half_log_snr) / (100 * count)
@@ -136,18 +141,19 @@ def _descend(costs: Costs, path: Sequence[int], sweeps: int | None) -> list[int]
     return path
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def fit_gits(
     model: Model,
-    start: Samples,
-    steps: int,
+    start: Annotated[Samples, Rows()],
+    steps: Evaluations,
     *,
     solver: str | Solver = "ddim",
     gammas: Sequence[float] = GAMMAS,
     teacher: str | Solver = "dpm-solver-3",
     candidates: GridSpec = "logsnr",
-    teacher_steps: int = 100,
+    teacher_steps: Evaluations = 100,
     **conditions: Any,
 ) -> tuple[float, ...]:
     r"""GITS: the times along an accurate trajectory between which DDIM steps err least, by dynamic programming.
@@ -188,6 +194,8 @@ def fit_gits(
     if not gammas or not all(0 < gamma < math.inf for gamma in gammas):
         raise ValueError(f"gammas={tuple(gammas)}: at least one is needed, each positive and finite")
     if not isinstance(candidates, str):
+        if len(candidates) <= steps:
+            raise ValueError(f"candidates: {len(candidates)} times given, of which {steps} steps need {steps + 1}")
         teacher_steps = len(candidates) - 1
     check_count("teacher_steps", teacher_steps, steps, f"the grid's {steps} steps end on the teacher's times")
     knots = Grid.make(model.process, candidates, teacher_steps).knots
@@ -243,8 +251,12 @@ def _cheapest(costs: Costs, steps: int, gamma: float) -> list[int]:
 
 def _check_deterministic(**solvers: str | Solver) -> None:
     for role, spec in solvers.items():
-        if get(spec).stochastic:
-            raise ValueError(f"{role}={get(spec).name!r} draws noise: a trajectory needs a deterministic solver")
+        try:
+            solver = get(spec)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from None
+        if solver.stochastic:
+            raise ValueError(f"{role}={solver.name!r} draws noise: a trajectory needs a deterministic solver")
 
 
 def _check_samples(name: str, x: Tensor) -> None:

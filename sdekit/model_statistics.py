@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdekit.divergence import draw_probes, forward_mode
+from sdekit.door import Count, Seed, door
 from sdekit.model import in_evaluation_mode
 from sdekit.names import check_options, options_of
 from sdekit.noise import normal
@@ -40,6 +41,7 @@ Samples = Float[Tensor, "n *event"]
 PLAIN = SDPBackend.MATH
 
 
+@door
 @in_evaluation_mode
 def fit_dpm_v3(
     model: Model,
@@ -50,9 +52,9 @@ def fit_dpm_v3(
     corrector: str = "full",
     half: bool = False,
     lower_order_final: bool = True,
-    knots: int = 120,
-    seed: int = 0,
-    batch_size: int | None = None,
+    knots: Count = 120,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: bool = False,
     **conditions: Any,
 ) -> Solver:
@@ -85,15 +87,16 @@ def fit_dpm_v3(
     return statistics.solver(**options)
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def fit_statistics(
     model: Model,
     data: Samples | Sequence[int],
     *,
-    knots: int = 120,
-    seed: int = 0,
-    batch_size: int | None = None,
+    knots: Count = 120,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: bool = False,
     **conditions: Any,
 ) -> Statistics:

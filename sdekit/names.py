@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 Entry = TypeVar("Entry")
+_LARGEST = 3.5e38  # what is larger is infinite in float32
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
@@ -80,11 +81,44 @@ class Between:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not (isinstance(self.low, int | float) and isinstance(self.high, int | float) and self.low <= self.high):
+            raise ValueError(f"low={self.low!r}, high={self.high!r}: they must be numbers, low not above high")
+
     def allows(self, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def after(self, words: str) -> str:
+        """``words``, which say what kind of number, with the range behind."""
+        return f"{words} from {self.low} to {self.high}"
+
     def __str__(self) -> str:
         return f"a number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """An option's rule: a finite number above ``low``, or equal to it where ``equal``.
+
+    >>> Above(0).allows(0), Above(0, equal=True).allows(0), str(Above(0))
+    (False, True, 'a finite number above 0')
+    """
+
+    low: float
+    equal: bool = False
+
+    def allows(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low < value < _LARGEST or (self.equal and value == self.low)
+
+    def after(self, words: str) -> str:
+        """``words``, which say what kind of number, with the range behind."""
+        finite = words.replace("a number", "a finite number")
+        return f"{finite} {'of at least' if self.equal else 'above'} {self.low}"
+
+    def __str__(self) -> str:
+        return self.after("a number")
 
 
 @dataclass(frozen=True)
@@ -103,6 +137,10 @@ class OneOf:
     def allows(self, value: object) -> bool:
         return any(type(value) is type(known) and value == known for known in self.values)
 
+    def after(self, words: str) -> str:
+        """The values, which say all that ``words`` would."""
+        return str(self)
+
     def __str__(self) -> str:
         return "one of " + ", ".join(repr(value) for value in self.values)
 
@@ -112,7 +150,7 @@ class Option:
     """What a solver or a grid lets the user choose: its default and the rule for its values."""
 
     default: Any
-    rule: Between | OneOf
+    rule: Between | Above | OneOf
 
 
 @cache
@@ -128,7 +166,11 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     found: dict[str, Option] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            rules = [rule for rule in getattr(hints.get(name), "__metadata__", ()) if isinstance(rule, Between | OneOf)]
+            rules = [
+                rule
+                for rule in getattr(hints.get(name), "__metadata__", ())
+                if isinstance(rule, Between | Above | OneOf)
+            ]
             if not rules or parameter.default is inspect.Parameter.empty:
                 raise ValueError(f"option {name!r} of {function.__name__} needs a default and Annotated[..., rule]")
             found[name] = Option(parameter.default, rules[0])

@@ -102,7 +102,8 @@ def _mean(cells: Sequence[Cell]) -> Cell:
     costs = {
         name: fmean(getattr(cell, name) for cell in cells) for name in ("evaluations", "seconds", "network_seconds")
     }
-    taken = round(costs["evaluations"]) if first.grid == ADAPTIVE else first.nfe
+    costs |= {"rounds": None if first.rounds is None else fmean(cell.rounds or 0 for cell in cells)}
+    taken = round(costs["evaluations"] or 0) if first.grid == ADAPTIVE else first.nfe
     return replace(first, metrics=metrics, jackknife=rest, nfe=taken, **costs)
 
 

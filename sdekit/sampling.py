@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sdekit.correction import Correct, Langevin
+from sdekit.door import Count, Device, Evaluations, FloatDtype, Place, Rows, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
@@ -68,6 +69,7 @@ class Wrapper:
         return self.model.device
 
 
+@record
 @dataclass(frozen=True)
 class Solution:
     """What ``sample`` returns.
@@ -98,10 +100,11 @@ def space_of(model: object) -> str:
     return getattr(model, "space", "data")
 
 
+@door
 def march(
     plan: Plan,
     model: Model,
-    x: Tensor,
+    x: Annotated[Tensor, Rows(1)],
     draw: Draws,
     correct: Correct | None = None,
     look: bool = True,
@@ -138,7 +141,7 @@ def march(
             yield state
 
 
-def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Tensor:
+def combine(row: Row, anchor: Tensor, history: Iterable[Tensor], draw: Draws) -> Tensor:
     """anchor·x + Σ_j b_j F_{−j} + shift + Σ_k c_k z_k."""
     x = anchor * row.anchor
     terms = [*zip(row.history, history), *((c.coefficient, draw(c.start, c.end)) for c in row.noise)]
@@ -147,17 +150,18 @@ def combine(row: Row, anchor: Tensor, history: deque[Tensor], draw: Draws) -> Te
     return x if row.shift is None else x + row.shift
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def sample(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     solver: str | Solver = "auto",
-    nfe: int | None = None,
-    steps: int | None = None,
+    nfe: Evaluations | None = None,
+    steps: Evaluations | None = None,
     grid: GridSpec = "auto",
-    seed: int | None = None,
+    seed: Seed | None = None,
     noise: str = "independent",
     corrector: Langevin | None = None,
     start: Tensor | None = None,
@@ -165,10 +169,10 @@ def sample(
     keep: str = "last",
     callback: Callback | None = None,
     progress: bool = False,
-    batch_size: int | None = None,
-    first: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    batch_size: Count | None = None,
+    first: Place = 0,
+    dtype: FloatDtype = torch.float32,
+    device: Device | None = None,
     **conditions: Any,
 ) -> Solution:
     """Draw samples: solve from t_max to t_min with a solver of the registry.
@@ -223,7 +227,7 @@ def sample(
     check_conditions(model, conditions, sample)
     conditions = as_rows(model, conditions, n)
     seed = secrets.randbits(63) if seed is None else seed
-    where = _check_device(model, device)
+    where = check_device(model, device)
     dtype = dtype if start is None else start.dtype
     plan, corrections = _plan(get(solver), corrector, model.process, nfe, steps, grid, final)
     plan = plan.to(where, dtype, event)
@@ -235,7 +239,7 @@ def sample(
         for place in batches:
             samples = first + torch.arange(place, min(place + size, n), device=where)
             draw = source(seed, plan.intervals, samples, event, dtype)
-            x = _start(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
+            x = start_of(plan, seed, samples, event, dtype) if start is None else start[place : place + size].to(where)
             parts = conditions_of(conditions, n, place, size)
             correct = corrector and corrector.correct(corrections, _score(model, parts), seed, samples)
             states = [x]
@@ -289,7 +293,8 @@ def _solution(plan: Plan, kept: Tensor, keep: str, nfe: int, seed: int, space: s
     return Solution(kept[0], nfe, times[-1:], None, seed, sigma, space)
 
 
-def _start(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+def start_of(plan: Plan, seed: int, samples: Tensor, event: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """σ at the plan's start times normal numbers."""
     return normal(seed, 0, samples, event, dtype) * plan.start.sigma
 
 
@@ -334,7 +339,8 @@ def check_shape(shape: Sequence[int], start: Tensor | None) -> list[int]:
     return sizes
 
 
-def _check_device(model: Model, device: torch.device | str | None) -> torch.device:
+def check_device(model: Model, device: torch.device | str | None) -> torch.device:
+    """The device of the state; ValueError where the network's parameters are on one of another type."""
     own = model.device
     where = torch.device(own if device is None else device)
     fixed = isinstance(net := getattr(model, "net", None), torch.nn.Module) and any(True for _ in net.parameters())
@@ -359,14 +365,14 @@ def check_conditions(model: Model, conditions: Mapping[str, Any], function: Call
 
 
 @contextmanager
-def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[[], object]]:
-    """A bar on stderr where ``show``; what it yields is called once for each of ``total`` steps."""
+def progress_bar(show: bool, total: int, what: str = "sampling") -> Generator[Callable[..., object]]:
+    """A bar on stderr where ``show``; what it yields is called for each of ``total`` steps, or for several at once."""
     if not show:
-        yield lambda: None
+        yield lambda steps=1: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)

@@ -34,6 +34,7 @@ class Subject:
         features: the feature map of the metrics that use one.
         quantization: how levels became the reference; None for data without levels.
         note: what is to be told about the data before the run.
+        law: the data's exact law, where it is known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Subject:
     features: Callable[[Tensor], Tensor] | None = None
     quantization: Quantization | None = None
     note: str = ""
+    law: Target | None = None
 
     @property
     def measured(self) -> int:
@@ -143,7 +145,8 @@ def _exact(name: str, target: Target, device: torch.device, features: Any = None
     from sdekit.process import VP
 
     data, more = target.sample(2048, seed=1), target.sample(2048, seed=2)
-    return Subject(name, target.to(device).model(VP()), tuple(data.shape[1:]), data, more, features)
+    law = target.to(device)
+    return Subject(name, law.model(VP()), tuple(data.shape[1:]), data, more, features, law=law)
 
 
 TARGETS: dict[str, Callable[[torch.device], Subject]] = {

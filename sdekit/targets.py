@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sdekit import noise
+from sdekit.door import Count, Positive, Seed, door
 from sdekit.model import TIMES, ScoreModel
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
@@ -38,6 +39,7 @@ _BLOCK = 1 << 20  # elements in a block of differences; more leaves a CPU's cach
 _STREAM = 0x746172676574  # keeps a target's draws apart from those of a run with the same seed
 
 
+@door
 class Target(nn.Module):
     """A data distribution that is known under every process: what its kinds share.
 
@@ -60,7 +62,8 @@ class Target(nn.Module):
     def _draw(self, seed: int, samples: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def sample(self, n: int, seed: int = 0, t: Time | None = None, process: Process | None = None) -> Tensor:
+    @door
+    def sample(self, n: Count, seed: Seed = 0, t: Time | None = None, process: Process | None = None) -> Tensor:
         """n samples of x_t [n, *event], or of the data itself where t is None.
 
         Sample i depends on (seed, i) alone; the same seed at two times gives the same x_0 and ε.
@@ -80,6 +83,7 @@ class Target(nn.Module):
         alpha, sigma = _scales(t, process, x0)
         return alpha * x0 + sigma * noise.normal(stream, 2, samples, self.event, x0.dtype)
 
+    @door
     def log_prob(self, x: State, t: Time | None = None, process: Process | None = None) -> LogProb:
         """log p_t(x) in nats, or the data's log density where t is None.
 
@@ -101,6 +105,7 @@ class Target(nn.Module):
         """
         return -self.conditional_means(x, t, process)[1]
 
+    @door
     def model(self, process: Process, predicts: str = "eps") -> ScoreModel:
         """The optimal network under ``process`` as a ``ScoreModel``, exact in each of ``prediction.PREDICTIONS``.
 
@@ -148,6 +153,7 @@ class _ExactNetwork(nn.Module):
         return (match(a, x) * x0 + match(b * self.process.sigma(t), x) * eps_over_sigma).to(x.dtype)
 
 
+@door
 class Gaussian(Target):
     r"""N(mean, cov), with cov over the flattened event: x_t ~ N(α mean, α² cov + σ² I).
 
@@ -235,6 +241,7 @@ class Gaussian(Target):
         return self.location + self._turn(z * self.variances.sqrt())
 
 
+@door
 class GaussianMixture(Target):
     r"""Σ_k w_k N(m_k, s_k² I): x_t has the components N(α m_k, v_k I) with v_k = α² s_k² + σ².
 
@@ -315,6 +322,7 @@ class GaussianMixture(Target):
         return self.location[pick] + self.variances[pick, None].sqrt() * z
 
 
+@door
 class Empirical(GaussianMixture):
     """A real data set as a mixture with equal weights: N(data_k, bandwidth² I). Its model is the optimal denoiser.
 
@@ -330,7 +338,7 @@ class Empirical(GaussianMixture):
     torch.Size([3, 1, 8, 8])
     """
 
-    def __init__(self, data: Float[Tensor, "..."], bandwidth: float) -> None:
+    def __init__(self, data: Float[Tensor, "..."], bandwidth: Positive) -> None:
         _check_components("data", data)
         if not 0 < bandwidth < math.inf:
             raise ValueError(f"bandwidth={bandwidth}: it must be positive and finite")
@@ -380,7 +388,12 @@ def _at_data(t: Time | None, process: Process | None) -> bool:
 
 def _scales(t: Any, process: Any, x: Tensor) -> tuple[Any, Any]:
     """α and σ at t, in x's dtype and shaped to broadcast against x."""
-    t = t.to(x.dtype) if isinstance(t, Tensor) else t
+    if isinstance(t, Tensor):
+        if t.ndim and t.shape != x.shape[:1]:
+            raise ValueError(f"t has shape {list(t.shape)}: it must be a number or [{len(x)}], one for each sample")
+        t = t.to(x.dtype)
+    elif not min(process.t_min, process.t_max * 1e-12) <= t <= process.t_max * (1 + 1e-6):
+        raise ValueError(f"t={t}: it must lie in [t_min, t_max] = [{process.t_min}, {process.t_max}]")
     return match(process.alpha(t), x), match(process.sigma(t), x)
 
 
@@ -400,7 +413,9 @@ def _positive(name: str, value: float | Tensor, means: Tensor) -> Tensor:
     given = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     count = len(means)
     if given.shape not in ((), (count,)):
-        raise ValueError(f"{name} has shape {list(given.shape)}: it must be a number or [{count}], one per component")
+        raise ValueError(
+            f"{name} has shape {list(given.shape)}: it must be a number or [{count}], one per component of means"
+        )
     given = given.expand(count)
     bad = given[~((given > 0) & (given < math.inf))]
     if len(bad):

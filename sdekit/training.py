@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sdekit import noise
 from sdekit.checkpoint import Checkpoint, Keeper, State
 from sdekit.data import as_tensor
+from sdekit.door import Count, Device, Place, Rows, Seed, door
 from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel, TimeMap
 from sdekit.names import lookup
@@ -37,6 +38,7 @@ Steps = Iterator[tuple[int, Callable[[Tensor], None]]]
 _ORDER, _OFFSET, _LABELS, _DROPOUT = 1, 2, 3, 4  # streams of one seed
 
 
+@door
 def denoising_loss(
     model: ScoreModel, x0: Samples, t: Float[Tensor, "batch"], eps: Samples, **conditions: Any
 ) -> Float[Tensor, "batch"]:
@@ -55,12 +57,17 @@ def denoising_loss(
     >>> denoising_loss(model, torch.zeros(2, 4), torch.tensor([0.1, 0.9]), torch.full((2, 4), 2.0))
     tensor([4., 4.])
     """
+    if x0.shape != eps.shape or t.shape != x0.shape[:1]:
+        raise ValueError(
+            f"x0, t, eps: shapes {list(x0.shape)}, {list(t.shape)}, {list(eps.shape)}: t needs one time a row"
+        )
     a, b = PREDICTIONS[model.predicts](model.process, t)
     target = match(a, x0) * x0 + match(b, x0) * eps
     output = model.predict(model.predicts, model.process.perturb(x0, t, eps), t, **conditions)
     return (output - target).square().flatten(1).mean(1)
 
 
+@door
 def uniform_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
     """Times and weights at quantiles u: E[w L(t)] is the mean of L over t in [t_min, t_max].
 
@@ -71,6 +78,7 @@ def uniform_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
     return process.t_min + (process.t_max - process.t_min) * u, torch.ones_like(u)
 
 
+@door
 def importance_times(process: Process, u: Tensor) -> tuple[Tensor, Tensor]:
     """Times uniform in half-log-SNR: E[w L(t)] = ½ ∫ g²/σ² L(t) dt over [t_min, t_max].
 
@@ -97,7 +105,8 @@ def _generator(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(noise.key(*parts))
 
 
-def stratified(count: int, seed: int, step: int, device: torch.device | str = "cpu") -> Float[Tensor, "count"]:
+@door
+def stratified(count: Count, seed: Seed, step: Place, device: Device = "cpu") -> Float[Tensor, "count"]:
     """(i + U)/count with one U in [0, 1) for each (seed, step): each value alone is uniform, the mean varies little.
 
     Kingma et al. 2021, appendix I.1.
@@ -110,7 +119,8 @@ def stratified(count: int, seed: int, step: int, device: torch.device | str = "c
     return (torch.arange(count, dtype=torch.float32, device=device) + offset) / count
 
 
-def batch_rows(count: int, batch: int, seed: int, step: int) -> Int[Tensor, "batch"]:
+@door
+def batch_rows(count: Count, batch: Count, seed: Seed, step: Place) -> Int[Tensor, "batch"]:
     """Which of ``count`` rows step number ``step`` sees: each epoch is a permutation, batches run on across epochs.
 
     >>> torch.cat([batch_rows(6, 4, seed=0, step=s) for s in range(3)]).bincount().tolist()
@@ -122,6 +132,7 @@ def batch_rows(count: int, batch: int, seed: int, step: int) -> Int[Tensor, "bat
     return torch.cat(order)[first - epochs[0] * count :][:batch]
 
 
+@door
 def lerp_weights(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
     """average ← decay · average + (1 − decay) · weights, in place.
 
@@ -134,6 +145,7 @@ def lerp_weights(average: Sequence[Tensor], weights: Sequence[Tensor], decay: fl
         mean.lerp_(weight, 1 - decay)
 
 
+@door
 @dataclass(frozen=True)
 class Optimisation:
     """Adam with linear warm-up, a cosine to zero, and an exponential average of the weights.
@@ -155,6 +167,7 @@ class Optimisation:
         return min(self.ema, (1 + step) / (10 + step))
 
 
+@door
 @dataclass(frozen=True)
 class Denoising:
     """What a denoiser is trained for; every name is one that ``ScoreModel`` or ``TIME_SAMPLERS`` knows.
@@ -178,6 +191,7 @@ class Denoising:
     seed: int = 0
 
 
+@door
 def fit(
     net: nn.Module,
     loss_at: Callable[[nn.Module, int], Tensor],
@@ -219,6 +233,7 @@ def fit(
     return average
 
 
+@door
 def train_denoiser(
     net: nn.Module,
     process: Process,
@@ -285,8 +300,9 @@ def _labels(labels: Any, count: int) -> Tensor | None:
     return tensor
 
 
+@door
 def denoising_risk(
-    model: ScoreModel, x0: Samples, times: str, seed: int, step: int, **conditions: Any
+    model: ScoreModel, x0: Annotated[Samples, Rows()], times: str, seed: Seed, step: Place, **conditions: Any
 ) -> Float[Tensor, ""]:
     """Mean of w · ``denoising_loss`` over a batch, its times and noise drawn for (seed, step).
 

@@ -70,8 +70,24 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     @property
-    def charts(self) -> list[dict]:
+    def data(self) -> dict:
         return json.loads(self.raw["script"][0])
+
+    @property
+    def charts(self) -> list[dict]:
+        """As page.js makes them of what the page holds."""
+        names, lines, found = ("x", "y", "yMin", "yMax", "value", "about"), list[list](), list[dict]()
+        for chart in self.data["charts"]:
+            lines = chart.get("lines", lines)
+            sets = []
+            for i, (line, points) in enumerate(lines):
+                data = [dict(zip(names, point)) for point in points]
+                for j, point in enumerate(data):
+                    point["about"] = self.data["abouts"][point["about"]]
+                    point["x"] = chart["x"][i][j] if "x" in chart else point["x"]
+                sets.append({**self.data["lines"][line], "data": data})
+            found.append({**chart, "data": {"datasets": sets}})
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import sdekit as sk
 from sdekit import cli
 from sdekit.cli.workers import is_first
 from sdekit.interop import peers
+from sdekit.process import Process
 
 
 def sdekit(*words: str) -> Any:
@@ -114,6 +115,51 @@ def test_other_libraries_stand_beside_ours(tmp_path: Path) -> None:
     for name in found:
         assert cells[name]["note"] == ""
         assert cells[name]["evaluations"] == (5 if name == "EDM Heun" else 6)
+
+
+_DDIM_FILE = """
+import torch
+
+
+class DPM_Solver:
+    \"\"\"A file as the authors' is used: the ε network, the schedule, and DDIM in it.\"\"\"
+
+    def __init__(self, eps, schedule):
+        self.eps, self.ns = eps, schedule
+
+    def sample(self, x, steps, t_start, t_end, denoise_to_zero):
+        print("steps", steps)
+        times = torch.linspace(t_start, t_end, steps + 1)
+        alpha, sigma = self.ns.marginal_alpha(times), self.ns.marginal_std(times)
+        for i in range(steps):
+            eps = self.eps(x, times[i : i + 1])
+            x = alpha[i + 1] * (x - sigma[i] * eps) / alpha[i] + sigma[i + 1] * eps
+        return (x - sigma[-1] * self.eps(x, times[-1:])) / alpha[-1]
+"""
+
+
+@pytest.mark.parametrize("process", [sk.VP(), sk.VE(0.05, 5.0)], ids=["vp", "ve"])
+def test_a_published_file_on_the_path_is_a_peer(
+    process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = peers.PEERS["DPM-Solver's file"]
+    assert peer.version() == ""
+    (tmp_path / "dpm_solver_pytorch.py").write_text(_DDIM_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dpm_solver_pytorch", raising=False)
+    assert len(peer.version()) == 8
+    assert "DPM-Solver's file" in [one.name for one in peers.installed()]
+    target = sk.targets.Gaussian(torch.zeros(2).double(), torch.diag(torch.tensor([1.0, 0.1])).double())
+    model = target.model(process)
+    start = process.prior_std * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    theirs = peer.run(model, start, 6)
+    assert model.nfe == 6
+    assert not capsys.readouterr().out
+    ours = sk.sample(model, (8, 2), solver="ddim", nfe=6, grid="time", final="denoise", start=start).x
+    torch.testing.assert_close(theirs, ours, atol=2e-6, rtol=2e-6)  # float32 inside
+    with pytest.raises(ValueError, match="nfe=2: dpm_solver_pytorch takes two steps at least"):
+        peer.run(model, start, 2)
+    sys.modules.pop("dpm_solver_pytorch")
 
 
 def test_a_librarys_ddim_is_ours_on_its_times() -> None:

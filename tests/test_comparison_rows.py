@@ -29,6 +29,33 @@ def run(model: Any = None, **changes: Any) -> Comparison:
     return compare(model or TARGET.model(PROCESS), options.pop("reference", DATA), **options)
 
 
+# -- parallel in time ------------------------------------------------------------------------------
+
+
+def test_a_parallel_run_is_a_row_that_counts_rounds_beside_evaluations(tmp_path: Path) -> None:
+    spec = "parallel(solver='ddpm', window=10)"
+    result = run(
+        solvers=["ddpm", spec, sk.parallel.Parallel("ddim", tolerance=0.01)], nfe=[20], seed=[3, 4], out=tmp_path
+    )
+    alone, together, loose = (result.cells[place] for place in (0, 2, 4))
+    assert (together.solver, loose.solver) == (spec, "parallel(solver='ddim', tolerance=0.01)")
+    assert alone.rounds is None
+    assert together.nfe == 20 < together.evaluations
+    assert together.rounds is not None
+    assert together.rounds < 20
+    assert together.metrics["energy"] == pytest.approx(alone.metrics["energy"], abs=1e-4)
+    assert together.stochastic
+    assert "rmse" in loose.metrics
+    assert over_seeds(result.cells)[1].rounds == pytest.approx(sum(c.rounds or 0 for c in result.cells[2:4]) / 2)
+    assert all(path.exists() for path in write(result, tmp_path))
+
+
+@pytest.mark.parametrize("spec", ["parallel(width=3)", "parallel(window=0)", "parallel(solver='dddim')"])
+def test_a_bad_parallel_row_is_named(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"width|window=0|dddim"):
+        run(solvers=[spec])
+
+
 # -- adaptive methods -----------------------------------------------------------------------------
 
 

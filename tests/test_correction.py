@@ -134,7 +134,7 @@ def test_on_the_simulated_device_it_is_the_cpu_and_reads_nothing():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ({"nfe": 9}, {"snr": 0}, "Langevin: snr=0 is not a number from 0.0001 to 1"),
+        ({"nfe": 9}, {"snr": 0}, "Langevin: snr=0.0 is not a number from 0.0001 to 1"),
         ({"nfe": 9}, {"snr": math.nan}, "snr=nan"),
         ({"nfe": 9}, {"steps": 0}, "steps=0"),
         ({"nfe": 9}, {"norms": "all"}, "norms='all' is not one of 'sample', 'batch'"),

@@ -163,7 +163,7 @@ def test_operation_without_forward_mode_is_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"probes": 0}, "probes=0"),
+        ({"probes": 0}, "count=0: it must be a whole number from 1"),
         ({"probes": 2, "distribution": "rademacer"}, "did you mean 'rademacher'"),
         ({"probes": 4, "method": "hutch++"}, "multiple of 3"),
         ({"probes": 1, "method": "xtrace"}, "from 2 to D = 6"),

@@ -111,7 +111,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"scale": math.nan}, r"scale=nan: it must be a finite number"),
     "solver": ({"solver": "heun"}, r"solver='heun': CFG\+\+ fixes it"),
     "nfe": ({"nfe": 10}, r"nfe=10: CFG\+\+ fixes it: give steps"),
-    "steps": ({"steps": 0}, r"steps=0: it must be a whole number of at least 1"),
+    "steps": ({"steps": 0}, r"steps=0: it must be a whole number from 1"),
 }
 
 

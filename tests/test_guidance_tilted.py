@@ -152,7 +152,7 @@ def test_labels_are_one_for_the_population() -> None:
     assert not torch.equal(guidance.tilted(model, (16, 1, 8, 8), label=4, **options).x, out.x)
     with pytest.raises(ValueError, match=r"label: all 16 particles sample one law: give one number"):
         guidance.tilted(model, (16, 1, 8, 8), label=torch.full((16,), 3), **options)
-    with pytest.raises(ValueError, match=r"label: classifier-free guidance needs it at every call"):
+    with pytest.raises(ValueError, match=r"label: classifier-free guidance needs what null names at every call"):
         guidance.tilted(model, (16, 1, 8, 8), **options)
 
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdekit.metrics import DEFAULT, METRICS, energy_distance, frechet_distance, rmse, sliced_wasserstein
+from sdekit.metrics import DEFAULT, METRICS, energy_distance, frechet_distance, rmse, sliced_wasserstein, transport
 from sdekit.noise import normal
+from sdekit.testing import simgpu
 
 COUNTS = st.integers(1, 17)
 UNPAIRED = [METRICS[name].distance for name in DEFAULT if not METRICS[name].paired]
@@ -76,6 +77,28 @@ def test_frechet_distance_of_isotropic_gaussians() -> None:
 def test_frechet_distance_with_a_singular_covariance() -> None:
     flat = standardised(7, 30, 2) @ torch.eye(2, 6, dtype=torch.float64)
     assert frechet_distance(flat, standardised(8, 30, 6)).item() == pytest.approx(4.0, rel=1e-9)
+
+
+def test_sliced_wasserstein_is_the_same_on_a_device_and_under_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torch sorts, here numpy; and lines are done a few at a time where they are many."""
+    x, y = torch.randn(37, 5, generator=torch.Generator().manual_seed(0)), torch.randn(24, 5)
+    value = sliced_wasserstein(x, y, projections=40)
+    with simgpu.device() as gpu:
+        there = sliced_wasserstein(x.to(gpu.device), y.to(gpu.device), projections=40)
+        assert there.device.type == "simgpu"
+        assert there.cpu().item() == pytest.approx(value.item(), rel=1e-12)
+    steered = x.clone().requires_grad_()
+    found = sliced_wasserstein(steered, y, projections=40)
+    found.backward()
+    assert found.item() == pytest.approx(value.item(), rel=1e-12)
+    assert steered.grad is not None
+    step = 1e-4 * torch.randn(37, 5)  # the gradient, against a difference
+    moved = sliced_wasserstein(x.double() + step, y.double(), projections=40) - sliced_wasserstein(
+        x.double() - step, y.double(), projections=40
+    )
+    assert moved.item() == pytest.approx(2 * (steered.grad * step).sum().item(), rel=1e-2)
+    monkeypatch.setattr(transport, "CHUNK", 130)
+    assert sliced_wasserstein(x, y, projections=40).item() == pytest.approx(value.item(), rel=1e-12)
 
 
 def test_sliced_wasserstein_of_two_gaussians() -> None:
@@ -168,7 +191,7 @@ def test_single_precision_loses_nothing_but_its_input() -> None:
 def test_bad_sets_are_named(distance) -> None:
     with pytest.raises(ValueError, match="equal"):
         distance(torch.zeros(3, 2), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match=r"at least|equal"):
+    with pytest.raises(ValueError, match=r"at least|equal|not empty"):
         distance(torch.zeros(0, 2), torch.zeros(0, 2))
 
 

@@ -279,8 +279,8 @@ def test_a_diverging_field_stops_with_its_time_and_sample(method):
         ({"variable": "lambda"}, "known: angle, half-log-snr, t"),
         ({"gradients": "yes"}, "unknown gradients"),
         ({"rtol": 1e-8, "atol": 1e-8}, "use float64"),
-        ({"rtol": -1.0}, "rtol, atol"),
-        ({"rtol": float("nan")}, "rtol, atol"),
+        ({"rtol": -1.0}, "rtol=-1.0: it must be a finite number of at least 0"),
+        ({"rtol": float("nan")}, "rtol=nan: it must be a finite number of at least 0"),
         ({"max_attempts": 0}, "max_attempts=0"),
     ],
 )

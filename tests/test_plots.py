@@ -275,6 +275,40 @@ def test_denoising_shows_the_states_and_what_the_network_takes_them_for() -> Non
     assert figure.axes[3].get_title() == "t = 0"
 
 
+def test_ways_are_the_states_of_sample_from_the_same_starts() -> None:
+    model, labels = digits_model(), torch.tensor([3, 8])
+    figure = plots.trajectories(model, (2, 1, 8, 8), ["ddim", "ddpm"], nfe=6, seed=1, label=labels)
+    shown = [np.asarray(panel.get_images()[0].get_array()) for panel in figure.axes]
+    for i, solver in enumerate(["ddim", "ddpm"]):
+        out = sk.sample(model, (2, 1, 8, 8), solver=solver, nfe=6, seed=1, keep="all", label=labels)
+        assert out.trajectory is not None
+        wide = len(shown) // 4
+        assert wide == len(out.t)
+        for image in range(2):  # VP: α² + σ² = 1
+            for column, x in enumerate(out.trajectory[:, image, 0]):
+                grey = (x.clamp(-1, 1) + 1) / 2
+                assert np.allclose(shown[(2 * i + image) * wide + column], grey, atol=1e-5)
+    assert [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()] == ["ddim", "ddpm"]
+
+
+def test_ways_in_the_plane_begin_and_end_where_sample_does_and_the_data_lie_under_them() -> None:
+    model, data = RING.model(sk.VE(sigma_max=5.0)), RING.sample(20)
+    figure = plots.trajectories(model, (3, 2), ["euler", "ddpm"], nfe=7, seed=4, data=data)
+    assert [panel.get_title() for panel in figure.axes if panel.get_title()] == ["euler", "ddpm"]
+    for panel, solver in zip(figure.axes, ["euler", "ddpm"]):
+        out = sk.sample(model, (3, 2), solver=solver, nfe=7, seed=4, keep="all")
+        assert out.trajectory is not None
+        for line, path in zip(panel.get_lines()[::3], out.trajectory.unbind(1)):
+            scale = torch.tensor([math.hypot(1, model.process.sigma(t)) if t > 0 else 1.0 for t in out.t])
+            assert np.allclose(np.asarray(line.get_xydata()), path / scale[:, None], atol=1e-5)
+        (under,) = [c for c in panel.collections if isinstance(c, PathCollection)]
+        assert np.allclose(under.get_offsets(), data)
+    line = plots.trajectories(LINE.model(sk.VP()), (2, 1), ["ddim"], nfe=4)
+    assert line.axes[0].get_xlabel() == "t (noise → data)"
+    with pytest.raises(ValueError, match="solvers is empty"):
+        plots.trajectories(model, (3, 2), [])
+
+
 def test_colour_images_are_shown_in_colour_at_the_data_s_brightness_under_ve() -> None:
     model = sk.ScoreModel(lambda x, t: torch.full_like(x, 0.5), sk.VE(), predicts="x0")
     figure = plots.denoising(model, (1, 3, 4, 5), nfe=6, columns=3)
@@ -368,8 +402,8 @@ BAD = {
     "fewer samples than paths": (lambda: plots.reverse_diffusion(LINE, sk.VP(), samples=2), "samples=2"),
     "no image": (lambda: plots.denoising(OTHER, (4, 1)), r"shape=\(4, 1\): it must be \[n, channels"),
     "one column": (lambda: plots.denoising(digits_model(), (1, 1, 8, 8), columns=1), "columns=1"),
-    "no spread": (lambda: plots.single_value(8.0, 0.0), "std positive"),
-    "no number": (lambda: plots.single_value(math.nan), "must be finite"),
+    "no spread": (lambda: plots.single_value(8.0, 0.0), "std=0.0: it must be a finite number above 0"),
+    "no number": (lambda: plots.single_value(math.nan), "value=nan: it must be a finite number"),
 }
 
 

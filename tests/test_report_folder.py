@@ -18,8 +18,10 @@ import torch
 from report_pages import Page, folder, group, near, page, result, truth
 from typer.testing import CliRunner
 
+import sdekit as sk
 from sdekit import cli, report
 from sdekit.comparison import Cell, Comparison, Interrupted
+from sdekit.targets import Gaussian
 
 # -- from the records again -------------------------------------------------------------------------
 
@@ -54,6 +56,32 @@ def test_records_alone_are_enough(copy: Path, result: Comparison) -> None:
     assert [cell.key for cell in found.cells] == [cell.key for cell in result.cells]
     assert found.floor == pytest.approx(dict(result.floor))
     assert Page(report.rebuild(copy).read_text(encoding="utf-8")).all("img") == []
+
+
+def test_what_ran_out_of_memory_is_in_a_page_made_anew(copy: Path, result: Comparison) -> None:
+    lost = replace(
+        result.cells[0], solver="greedy", metrics={}, jackknife={}, note="out of memory: by 3 GiB", key="oom"
+    )
+    rewrite(copy, *result.cells, *(replace(lost, seed=seed, key=f"oom{seed}") for seed in (0, 1)))
+    found = Page(report.rebuild(copy).read_text(encoding="utf-8"))
+    assert "greedy: out of memory: by 3 GiB (NFE 2, logsnr)" in found.text
+    assert "by_hand: failed: ValueError: two are too few" in found.text
+
+
+def test_paths_density_and_score_are_in_the_page_and_in_one_made_anew(copy: Path, result: Comparison) -> None:
+    law = Gaussian(torch.tensor([1.0, -0.5]), torch.diag(torch.tensor([1.0, 0.05])))
+    model = law.model(sk.VP())
+    report.write(result, copy, origin=report.Origin(model, law))
+    assert model.nfe == 0
+    first = Page((copy / "report.html").read_text(encoding="utf-8"))
+    alts = [one["alt"] for one in first.all("img")]
+    assert [alt.split(" ")[0] for alt in alts] == ["Samples", "Step", "Paths", "The"]
+    assert "ddim, ddpm, dpm-solver-3 at NFE 4, grid logsnr" in alts[1]
+    report.write(result, copy)  # without the model: what was drawn before stays
+    again = Page(report.rebuild(copy).read_text(encoding="utf-8"))
+    assert [one["src"] for one in again.all("img")][1:] == [one["src"] for one in first.all("img")][1:]
+    report.write(result, copy, origin=report.Origin(model))
+    assert len(Page((copy / "report.html").read_text(encoding="utf-8")).all("img")) == 2
 
 
 def test_runs_of_one_folder_stand_apart_the_last_first(copy: Path, result: Comparison) -> None:

@@ -98,7 +98,7 @@ def test_evaluations_to_reach_and_costs_are_there(page: Page, result: Comparison
     (costs,) = (rows for caption, rows in page.tables.items() if caption.startswith("Seconds of wall time"))
     row = next(row for row in costs if row[:3] == ["ddim", "time", "8"])
     cells = group(result, "ddim", "time", 8)
-    assert float(row[4]) == pytest.approx(sum(cell.seconds for cell in cells) / 2, rel=0.006)
+    assert float(row[5]) == pytest.approx(sum(cell.seconds for cell in cells) / 2, rel=0.006)
 
 
 def test_it_says_what_is_missing_and_how_to_make_it_again(page: Page, result: Comparison) -> None:
@@ -152,7 +152,8 @@ def test_hostile_names_are_text() -> None:
         assert not any(key.startswith("on") for _, attributes in found.tags for key in attributes)
         for what in ("target", "process", "solver", "grid", "note", "failing"):
             assert f"{what} {name}" in found.text
-        assert {f"solver {name}", "other"} <= {one.get("data-solver") for one in found.all("tr")}
+        numbers = {int(one["data-row"]) for one in found.all("tr") if "data-row" in one}
+        assert {f"solver {name}", "other"} <= {found.data["rows"][0][i][0] for i in numbers}
         assert any(
             f"solver {name}" == line.get("solver") for chart in found.charts for line in chart["data"]["datasets"]
         )
@@ -214,15 +215,18 @@ def test_rows_of_one_colour_have_other_points() -> None:
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>
 const shown = (row) => !row.hidden;
-const rows = () => [...document.querySelectorAll("tr[data-solver=ddim]")].filter(shown).length;
+const numbered = (solver) => page.rows[0].flatMap(([name], i) => (name === solver ? [`tr[data-row="${i}"]`] : []));
+const rows = (solver = "ddim") => [...document.querySelectorAll(numbered(solver))].filter(shown).length;
 const lines = () => drawn[0].chart.data.datasets.filter((line) => !line.hidden).map((line) => line.label);
 const before = [rows(), lines()];
 document.querySelector("input[data-solver=ddim]").click();
 const after = [rows(), lines()];
+document.querySelector("input[data-family=dpm-solver]").click();
+const family = [rows("dpm-solver-3"), rows("by_hand"), lines()];
 const item = { raw: drawn[0].chart.data.datasets[0].data[0], dataset: drawn[0].chart.data.datasets[0] };
 const hover = drawn[0].chart.options.plugins.tooltip.callbacks.label(item);
 const wide = document.documentElement.scrollWidth <= innerWidth;
-document.title = JSON.stringify({ before, after, hover, wide, charts: drawn.length });
+document.title = JSON.stringify({ before, after, family, hover, wide, charts: drawn.length });
 </script>"""
 
 
@@ -241,6 +245,9 @@ def test_in_a_browser_it_draws_filters_and_fits_a_phone(page: Page, tmp_path: Pa
     assert found["after"][0] == 0
     assert found["after"][1] == [label for label in found["before"][1] if not label.startswith("ddim")]
     assert {"ddim, time", "ddim, logsnr"} <= set(found["before"][1])
+    assert found["family"][0] == 0
+    assert found["family"][1] > 0
+    assert not [label for label in found["family"][2] if label.startswith("dpm-solver-3")]
     first = page.charts[0]["data"]["datasets"][0]
     assert found["hover"] == [f"{first['label']}: {first['data'][0]['value']}", first["data"][0]["about"]]
     assert found["wide"]

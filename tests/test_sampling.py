@@ -184,7 +184,7 @@ def test_bad_shapes_are_named(shape):
 
 def test_a_network_elsewhere_is_named():
     model = sk.ScoreModel(TimedLinear(), sk.VP())
-    with pytest.raises(ValueError, match="device='meta', but the network's parameters are on 'cpu'"):
+    with pytest.raises(ValueError, match="device='meta': it must be a device that is here: cpu"):
         sk.sample(model, (5, 3), nfe=5, device="meta")
 
 

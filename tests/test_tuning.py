@@ -229,7 +229,7 @@ def test_bad_input_is_named(circle):
         ({"nfe": 1}, "nfe=1: it must be a whole number of at least 2"),
         ({"nfe": 6, "starts": 30}, "starts=30: it must be a whole number of at least 58; .* 29 free numbers"),
         ({"nfe": 4, "choices": [("ddpm", "time")]}, "not one is a deterministic table"),
-        ({"nfe": 4, "choices": []}, "none given"),
+        ({"nfe": 4, "choices": []}, "choices=.*at least one"),
         ({"nfe": 4, "memory": 0}, "memory=0"),
     ):
         with pytest.raises(ValueError, match=error):

@@ -62,14 +62,14 @@ def test_records_of_others_are_seen_and_none_is_there_twice(tmp_path: Path) -> N
         return Cell("toy", "VP()", "ddim", "logsnr", 5, 8, 0, metrics={"energy": 1.0}, key=key)
 
     one, other = Store(tmp_path), Store(tmp_path)
-    one.add(cell("a"), None)
-    other.add(cell("b"), None)
+    one.add(cell("a"))
+    other.add(cell("b"))
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write(cell("torn").to_json()[:30])  # a process that was killed in the middle of a line
     one.refresh()
     assert set(one.cells) == {"a", "b"}
-    other.add(cell("a"), None)
-    one.add(cell("c"), None)
+    other.add(cell("a"))
+    one.add(cell("c"))
     other.refresh()
     assert set(other.cells) == {"a", "b", "c"}
     assert set(Store(tmp_path).cells) == {"a", "b", "c"}

@@ -7,9 +7,11 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated
 
 from sdekit.adaptive.methods import CONTROLS, METHODS, Method
+from sdekit.door import door
 from sdekit.names import Between, OneOf, check_options, lookup, options_of, parse
 
 
+@door
 @dataclass(frozen=True)
 class Adaptive:
     """What ``sample_adaptive`` is told of a method: its name in ``METHODS``, tolerances and step control.

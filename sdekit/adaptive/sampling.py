@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from sdekit.adaptive.loop import Run, Tally, solve
 from sdekit.adaptive.methods import CONTROLS, METHODS, Field, Method
 from sdekit.adaptive.noise import NO_NOISE, NOISES
+from sdekit.door import Count, Device, FloatDtype, Seed, Shape, Tolerance, door, record
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup, unknown
@@ -28,6 +28,7 @@ from sdekit.solvers.final import FINALS
 from sdekit.solvers.registry import check_count
 
 
+@record
 @dataclass(frozen=True)
 class AdaptiveSolution:
     """What ``sample_adaptive`` returns.
@@ -53,25 +54,26 @@ class AdaptiveSolution:
     space: str = "data"
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def sample_adaptive(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     method: str = "dpm-solver-23",
-    rtol: float = 0.05,
-    atol: float = 0.0078,
+    rtol: Tolerance = 0.05,
+    atol: Tolerance = 0.0078,
     control: str = "pi",
     noise: str = "brownian",
-    seed: int | None = None,
+    seed: Seed | None = None,
     start: Tensor | None = None,
     final: str = "auto",
     max_nfe: int = 10_000,
     progress: bool = False,
-    batch_size: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    batch_size: Count | None = None,
+    dtype: FloatDtype = torch.float32,
+    device: Device | None = None,
     **conditions: Any,
 ) -> AdaptiveSolution:
     r"""Draw samples with a step size that each sample chooses for itself, from t_max to t_min.

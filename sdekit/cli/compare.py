@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from sdekit.cli.workers import helped_by, is_first
 
 if TYPE_CHECKING:
     from sdekit.comparison import Comparison, Function
+    from sdekit.subjects import Subject
 
 SAMPLES = 512
 Sweep = Annotated[
@@ -49,7 +50,7 @@ def compare(
     peers: Annotated[
         bool, typer.Option("--peers", help="Other libraries' samplers, where they are installed.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share out the cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that share out the cells.")] = 1,
     sweep: Sweep = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
     device: Device = "cpu",
@@ -85,19 +86,20 @@ def compare(
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
     if is_first():
-        _tell(result, folder)
+        _tell(result, folder, subject, conditions)
     if code and is_first():
         typer.echo(f"sdekit: {len(result.cells)} cells were finished; the same command goes on from there", err=True)
     raise typer.Exit(code)
 
 
-def _tell(result: Comparison, folder: Path) -> None:
+def _tell(result: Comparison, folder: Path, subject: Subject, conditions: dict[str, Any]) -> None:
     """Print the tables, and what files there are."""
     from sdekit import report
 
     options.show(report.show, result)
     command = shlex.join(["sdekit", *sys.argv[1:]])
-    paths = [folder / "results.jsonl", *report.write(result, folder, command)]
+    origin = report.Origin(subject.model, subject.law, conditions)
+    paths = [folder / "results.jsonl", *report.write(result, folder, command, origin)]
     typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
 
 

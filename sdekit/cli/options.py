@@ -41,7 +41,7 @@ Condition = Annotated[
     list[str] | None,
     typer.Option(help="What the network is told: label=3, guidance=1.5, label=classes:10; may be repeated."),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all, in compare at most 1024.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise; the same for every solver.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps, …")]
 
@@ -87,7 +87,10 @@ def conditions_of(texts: Sequence[str], n: int, subject: Subject, run: Callable[
     found = _read_conditions(texts, n, subject.model.device)
     for name in found.keys() & inspect.signature(run).parameters.keys():
         raise ValueError(f"--condition {name}: it is an argument of the run, which the network is not told")
-    check_runs(subject.model, subject.event, found)
+    try:
+        check_runs(subject.model, subject.event, found)
+    except ValueError as error:
+        raise ValueError(f"--condition {' '.join(texts)}: {error}" if texts else str(error)) from None
     return found
 
 
@@ -125,6 +128,8 @@ def from_toml(context: Any, path: Path | None) -> Path | None:
         return None
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--sweep {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--sweep {str(path)!r} is no TOML file: {error}") from None
     known = [parameter.name or "" for parameter in context.command.params]

@@ -34,7 +34,7 @@ def train_images(
     data: Annotated[str, typer.Option(help="A folder of images, or .npy, .npz or .safetensors.")],
     widths: Annotated[str, typer.Option(help="Channels of each level of the U-Net, comma-separated.")] = "32,64",
     blocks: Annotated[int, typer.Option(help="Residual blocks of each level.")] = 1,
-    steps: Annotated[int, typer.Option(help="Steps of Adam.")] = 5000,
+    steps: Annotated[int, typer.Option(max=10**7, help="Steps of Adam.")] = 5000,
     batch: Annotated[int, typer.Option(help="Images a step.")] = 128,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-3,
     seed: Seed = 0,
@@ -54,7 +54,10 @@ def train_images(
     from sdekit.readers import read
     from sdekit.training import Checkpoint, Denoising, Optimisation, train_denoiser
 
-    x = read(data).x
+    try:
+        x = read(data).x
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--data {data}: {error}") from None
     if x.ndim != 4:
         raise ValueError(
             f"--data {data}: samples of shape {list(x.shape[1:])}; images [channels, height, width] are needed"

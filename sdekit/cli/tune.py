@@ -32,7 +32,10 @@ def tune(
         typer.Option(help="Network evaluations, comma-separated, a plan for each; 4-20 is one plan for all of them."),
     ] = "4,5,6,8,10",
     starts: Annotated[
-        int | None, typer.Option(help="Starts of the fit; by default 200, more where the data have few dimensions.")
+        int | None,
+        typer.Option(
+            min=3, max=10**6, help="Starts of the fit; by default 200, more where the data have few dimensions."
+        ),
     ] = None,
     budget: Annotated[
         int | None, typer.Option(help="Evaluations of one start that each fit may take; by default 5,000 a start.")

@@ -6,9 +6,8 @@ import time
 from statistics import median
 
 import torch
-from torch import Tensor
 
-from sdekit.comparison.contenders import Contender, Job, Tick
+from sdekit.comparison.contenders import Contender, Drawn, Job, Tick
 from sdekit.identity import uncounted
 from sdekit.noise import normal
 from sdekit.sampling import conditions_of
@@ -16,17 +15,17 @@ from sdekit.sampling import conditions_of
 _CALLS = 3
 
 
-def timed(row: Contender, job: Job, tick: Tick) -> tuple[Tensor, float, float, int | None]:
+def timed(row: Contender, job: Job, tick: Tick) -> tuple[Drawn, float, int | None]:
     """What ``row.draw`` gives, on the CPU, with its wall seconds and the peak of its device's memory in bytes."""
     device = job.model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    x, evaluations = row.draw(job, tick)
-    x = x.cpu()  # waits for the device
+    drawn = row.draw(job, tick)
+    drawn = drawn._replace(x=drawn.x.cpu())  # waits for the device
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return x, evaluations, seconds, peak
+    return drawn, seconds, peak
 
 
 def network_seconds(job: Job) -> float:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sdekit import parallel
 from sdekit.adaptive import Adaptive, named, sample_adaptive
 from sdekit.grid import Grid, GridSpec
 from sdekit.identity import identify
 from sdekit.noise import normal
+from sdekit.parallel import Parallel
 from sdekit.prediction import PREDICTIONS
 from sdekit.process import Process
 from sdekit.sampling import Model, as_rows, conditions_of, sample
@@ -33,6 +35,19 @@ class Job:
     seed: int
     batch_size: int | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Drawn(NamedTuple):
+    """What a contender made: samples [n, *event], and what one of them took in the mean.
+
+    Attributes:
+        evaluations: of the network.
+        rounds: calls of it one after another, where fewer than evaluations.
+    """
+
+    x: Tensor
+    evaluations: float
+    rounds: int | None = None
 
 
 @runtime_checkable
@@ -58,8 +73,8 @@ class Contender(Protocol):
         """All that decides what it does on this process. Raises ValueError where it cannot run there."""
         ...
 
-    def draw(self, job: Job, tick: Tick) -> tuple[Tensor, float]:
-        """Samples [n, *event], and the mean network evaluations of one; ``tick(n)`` tells of n evaluations made."""
+    def draw(self, job: Job, tick: Tick) -> Drawn:
+        """Samples; ``tick(n)`` tells of n evaluations made."""
         ...
 
 
@@ -81,7 +96,7 @@ class Tabled:
         plan = self.rule.plan(process, nfe=self.nfe, grid=self.times)
         return plan, PREDICTIONS[plan.predicts]
 
-    def draw(self, job: Job, tick: Tick) -> tuple[Tensor, float]:
+    def draw(self, job: Job, tick: Tick) -> Drawn:
         rows = self.rule.plan(job.model.process, nfe=self.nfe, grid=self.times).rows
         n, size = job.shape[0], job.batch_size or job.shape[0]
         share = self.nfe * n / (-(-n // size) * sum(row.commit for row in rows))
@@ -93,7 +108,34 @@ class Tabled:
             job.model, job.shape, solver=self.rule, nfe=self.nfe, grid=self.times, seed=job.seed, callback=callback,
             batch_size=size, **job.conditions,
         )  # fmt: skip
-        return solution.x, float(self.nfe)
+        return Drawn(solution.x, self.nfe)
+
+
+@dataclass(frozen=True)
+class InRounds:
+    """A solver of the registry on a grid, its evaluations made many at a time: ``nfe`` says what the run is."""
+
+    solver: str
+    grid: str
+    nfe: int
+    rule: Parallel = field(repr=False)
+    times: GridSpec = field(repr=False)
+
+    @property
+    def stochastic(self) -> bool:
+        return get(self.rule.solver).stochastic
+
+    def table(self, process: Process) -> object:
+        plan = get(self.rule.solver).plan(process, nfe=self.nfe, grid=self.times)
+        return plan, self.rule.tolerance, self.rule.window
+
+    def draw(self, job: Job, tick: Tick) -> Drawn:
+        found = parallel.sample(
+            job.model, job.shape, solver=self.rule.solver, nfe=self.nfe, grid=self.times, seed=job.seed,
+            window=self.rule.window, tolerance=self.rule.tolerance, batch_size=job.batch_size, **job.conditions,
+        )  # fmt: skip
+        tick(found.nfe * len(found.x))
+        return Drawn(found.x, found.nfe, found.rounds)
 
 
 @dataclass(frozen=True)
@@ -112,13 +154,13 @@ class Adapting:
     def table(self, process: Process) -> object:
         return self.rule, self.rule.rule
 
-    def draw(self, job: Job, tick: Tick) -> tuple[Tensor, float]:
+    def draw(self, job: Job, tick: Tick) -> Drawn:
         method, settings = self.rule.method, cast("dict[str, Any]", self.rule.settings)
         found = sample_adaptive(
             job.model, job.shape, method=method, seed=job.seed, batch_size=job.batch_size, **settings, **job.conditions
         )
         tick(float(found.nfe.sum()))
-        return found.x, found.nfe.double().mean().item()
+        return Drawn(found.x, found.nfe.double().mean().item())
 
 
 @dataclass(frozen=True)
@@ -163,7 +205,7 @@ class _Called:
     def table(self, process: Process) -> object:
         return self.function
 
-    def draw(self, job: Job, tick: Tick) -> tuple[Tensor, float]:
+    def draw(self, job: Job, tick: Tick) -> Drawn:
         model, (n, *event), before = job.model, job.shape, job.model.nfe
         size, drawn = job.batch_size or job.shape[0], list[Tensor]()
         conditions = as_rows(model, job.conditions, n)
@@ -176,10 +218,11 @@ class _Called:
                 raise ValueError(f"it returned {found} for a start of shape {list(start.shape)}: they must be equal")
             drawn.append(x.to(start.dtype))
             tick(float(self.nfe * len(x)))
-        return torch.cat(drawn), (model.nfe - before) / -(-n // size)
+        return Drawn(torch.cat(drawn), (model.nfe - before) / -(-n // size))
 
 
-Spec = str | Solver | Adaptive | Function | Callable[..., Tensor]
+Rule = Solver | Adaptive | Parallel | Function
+Spec = str | Rule | Callable[..., Tensor]
 
 
 def contenders(solvers: Sequence[Spec], grids: GridSpec | Sequence[GridSpec], nfe: Sequence[int]) -> list[Contender]:
@@ -197,35 +240,38 @@ def contenders(solvers: Sequence[Spec], grids: GridSpec | Sequence[GridSpec], nf
     for n in dict.fromkeys(sorted(nfe)):
         for grid, times in named_grids.items():
             found += [Tabled(name, grid, n, rule, times) for name, rule in rules.items() if isinstance(rule, Solver)]
+            found += [
+                InRounds(name, grid, n, rule, times) for name, rule in rules.items() if isinstance(rule, Parallel)
+            ]
         found += [rule.contender(n) for rule in rules.values() if isinstance(rule, Function)]
     return found + [Adapting(name, rule) for name, rule in rules.items() if isinstance(rule, Adaptive)]
 
 
 def check_grids(process: Process, found: Sequence[Contender]) -> None:
     """A grid that is bad on this process is an error of the run, not of a cell."""
-    grids = {one.grid: one.times for one in found if isinstance(one, Tabled) and one.times != "auto"}
+    grids = {one.grid: one.times for one in found if isinstance(one, Tabled | InRounds) and one.times != "auto"}
     for times in grids.values():
         Grid.make(process, times, 2 if isinstance(times, str) else len(times) - 1)
 
 
-def _named(specs: Sequence[Spec]) -> dict[str, Solver | Adaptive | Function]:
+def _named(specs: Sequence[Spec]) -> dict[str, Rule]:
     """Each by what its cells are to call it: the name given, or that of a value with its options."""
-    found: dict[str, Solver | Adaptive | Function] = {}
+    found: dict[str, Rule] = {}
     for label, rule in map(_read, specs):
         if found.setdefault(label, rule) != rule:
             raise ValueError(f"solvers: two different ones are called {label!r}; compare them in two runs")
     return found
 
 
-def _read(spec: Spec) -> tuple[str, Solver | Adaptive | Function]:
+def _read(spec: Spec) -> tuple[str, Rule]:
     if isinstance(spec, str):
-        return spec, named(spec) or get(spec)
-    if isinstance(spec, Solver | Adaptive):
+        return spec, named(spec) or parallel.named(spec) or get(spec)
+    if isinstance(spec, Solver | Adaptive | Parallel):
         return spec.label, spec
     if isinstance(spec, Function):
         return spec.name, spec
     if not callable(spec):
-        raise ValueError(f"solvers: {spec!r} is no name, Solver, Adaptive, Function or function")
+        raise ValueError(f"solvers: {spec!r} is no name, Solver, Adaptive, Parallel, Function or function")
     name = getattr(spec, "__name__", type(spec).__name__)
     return name, Function(name, spec)
 

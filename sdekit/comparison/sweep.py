@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from torch import Tensor
 from sdekit.comparison.clock import network_seconds, timed
 from sdekit.comparison.contenders import Contender, Job, Spec, Tabled, Tick, check_grids, contenders
 from sdekit.comparison.ruler import Features, Ruler, checked_data, chosen
+from sdekit.door import Count, FileName, door, record
 from sdekit.grid import GridSpec
 from sdekit.identity import STATES, Behaviour, UnidentifiedError, behaviour, identify
 from sdekit.jackknife import GROUPS
 from sdekit.misfit import warn_of_start
 from sdekit.model import in_evaluation_mode
-from sdekit.results import OUT_OF_MEMORY, PREVIEW, Cell, Store
+from sdekit.results import OUT_OF_MEMORY, PREVIEW, Cell, Previews, Store
 from sdekit.sampling import Model, as_rows, check_conditions, conditions_of, space_of
 from sdekit.solvers import get
 from sdekit.solvers.registry import check_count
@@ -52,8 +54,10 @@ DEFAULT_SOLVERS = (
 ENDPOINT = ("dpm-solver-3", 150, "logsnr")
 CHECK = ("unipc-2", 200, "logsnr")
 CHECKED = 64
+BATCH = 1024  # samples run at once unless it is said
 
 
+@record
 @dataclass(frozen=True)
 class Comparison:
     """What ``compare`` returns.
@@ -84,6 +88,7 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def compare(
@@ -93,7 +98,7 @@ def compare(
     solvers: Sequence[Spec] = DEFAULT_SOLVERS,
     nfe: Sequence[int] = (5, 10, 20, 50),
     grid: GridSpec | Sequence[GridSpec] = "auto",
-    samples: int = 512,
+    samples: Count = 512,
     seed: int | Sequence[int] = 0,
     real: Samples | None = None,
     features: Features | None = None,
@@ -101,8 +106,8 @@ def compare(
     law: Target | None = None,
     train: Samples | None = None,
     target: str = "model",
-    out: str | Path | None = None,
-    batch_size: int | None = None,
+    out: FileName | None = None,
+    batch_size: Count | None = None,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Comparison:
@@ -114,7 +119,8 @@ def compare(
             their latents: ``model.encode(data)``; the records then call the target ``"…, latents"``.
         solvers: names, with options as in ``"ddim(eta=0.5)"``, or ``Solver`` values, such as one fitted to the model,
             which the cells name alike; by default ``DEFAULT_SOLVERS``. An adaptive method, as in
-            ``"dpm-solver-23(rtol=0.01)"``, is a row whose NFE is what it took. Any other sampler is a function
+            ``"dpm-solver-23(rtol=0.01)"``, is a row whose NFE is what it took; ``"parallel(solver='ddim')"`` runs one
+            in parallel and counts rounds beside evaluations. Any other sampler is a function
             f(model, start, nfe, **conditions) -> x, or a ``Function`` with a name of its own.
         nfe: network evaluations, exact. A solver that cannot use so few gives a cell with a note.
         grid: names or times, such as ``fit_gits`` returns, one or several; ``"auto"`` is each solver's own. Times
@@ -131,7 +137,7 @@ def compare(
         out: a folder for ``results.jsonl`` and samples. A model or feature map that holds what cannot be read, such
             as a generator or a lock, is warned of: its cells are computed again in each run. The same call in other
             processes, on any machine that sees the folder, takes its share of the cells.
-        batch_size: samples run at once.
+        batch_size: samples run at once; by default at most ``BATCH``, so that memory does not grow with them.
         progress: called as ``progress(what, done, total)``, in network evaluations.
         conditions: as in ``sample``: what has a row for each of ``samples`` is split with the batch.
 
@@ -159,15 +165,17 @@ def compare(
     measured = chosen(metrics, given)
     embedding = _identity("features", features, out) + "".join(_identity(name, given[name], out) for name in given)
     ruler = Ruler.make(data, more, features, samples, embedding, measured, given)
-    jobs = [Job(model, (samples, *data.shape[1:]), one, batch_size, conditions) for one in seeds]
+    size = min(samples, BATCH) if batch_size is None else batch_size
+    jobs = [Job(model, (samples, *data.shape[1:]), one, size, conditions) for one in seeds]
     store = Store(None if out is None else Path(out))
+    store.retry()
     target = target if space_of(model) == "data" else f"{target}, {space_of(model)}"
     run = _Run(jobs, target, ruler, _network(model, conditions, out), store, _Ticker(progress))
-    planned = {cell.key: (cell, row, job) for cell, row, job in run.cells(rows)}
+    planned = run.tasks(rows)
     left = [key for key in planned if key not in store.cells]
-    run.ticker.total = run.cost([planned[key][0] for key in left])
+    run.ticker.total = run.cost([planned[key] for key in left])
     try:
-        store.compute(left, lambda key: store.add(*run.measure(*planned[key])))
+        store.compute(left, lambda key: store.add(run.measure(key, planned[key])))
     except KeyboardInterrupt:
         raise Interrupted(run.result([key for key in planned if key in store.cells])) from None
     return run.result(list(planned))
@@ -183,6 +191,16 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
+class _Task:
+    """A cell to measure: the digest of what its row does, and, where it cannot run, why."""
+
+    row: Contender
+    job: Job
+    plan: str
+    note: str
+
+
+@dataclass(frozen=True)
 class _Run:
     """What all cells of a comparison share; a job for each seed."""
 
@@ -193,10 +211,16 @@ class _Run:
     store: Store
     ticker: _Ticker
 
-    def cells(self, rows: Sequence[Contender]) -> list[tuple[Cell, Contender, Job]]:
-        """The cells to measure, each with what it measures; one that cannot run carries a note."""
-        tables = [self._table(row) for row in rows]
-        return [(self._cell(row, job, *table), row, job) for row, table in zip(rows, tables) for job in self.jobs]
+    def tasks(self, rows: Sequence[Contender]) -> dict[str, _Task]:
+        """The cells to measure by their keys."""
+        found = dict[str, _Task]()
+        for row in rows:
+            plan, note = self._table(row)
+            asked = repr((row.solver, row.grid, row.nfe, plan, note, self.shared))
+            for job in self.jobs:  # some microseconds each: every process does this for every cell
+                key = sha256(f"{asked} {self.endpoint_keys[job.seed]}".encode()).hexdigest()[:16]
+                found[key] = _Task(row, job, plan, note)
+        return found
 
     def _table(self, row: Contender) -> tuple[str, str]:
         """The digest of what the row does, and, where there is none, why it cannot run."""
@@ -205,25 +229,33 @@ class _Run:
         except ValueError as error:
             return "", str(error)
 
-    def _cell(self, row: Contender, job: Job, plan: str, note: str) -> Cell:
-        process, n = job.model.process, job.shape[0]
-        ends = self.endpoint_keys[job.seed]
-        shared = (self.network, self.behaviour, self.ruler.digest, ends, plan, note, GROUPS)
-        asked = (row.solver, row.grid, row.nfe, job.shape, job.seed, self.target)
-        key = identify((*asked, *shared, *sorted(self.ruler.metrics)))
-        return Cell(
-            self.target, str(process), row.solver, row.grid, row.nfe, n, job.seed, row.stochastic, note=note,
-            device=str(job.model.device), versions=_versions(), network=self.network, data=self.ruler.digest,
-            plan=plan, behaviour=self.behaviour, key=key,
-        )  # fmt: skip
+    def _cell(self, key: str, task: _Task, **known: Any) -> Cell:
+        row, job = task.row, task.job
+        facts: dict[str, Any] = {
+            "target": self.target, "process": self.process, "solver": row.solver, "grid": row.grid, "nfe": row.nfe,
+            "samples": job.shape[0], "seed": job.seed, "stochastic": row.stochastic, "note": task.note,
+            "device": str(job.model.device), "versions": _versions(), "network": self.network,
+            "data": self.ruler.digest, "plan": task.plan, "behaviour": self.behaviour, "key": key,
+        }  # fmt: skip
+        return Cell(**{**facts, **known})
+
+    @cached_property
+    def process(self) -> str:
+        return str(self.jobs[0].model.process)
+
+    @cached_property
+    def shared(self) -> str:
+        """The digest of what decides every cell."""
+        measured = (self.ruler.digest, GROUPS, *sorted(self.ruler.metrics))
+        return identify((self.target, self.network, self.behaviour, *measured))
 
     @cached_property
     def endpoint_keys(self) -> dict[int, str]:
         """By seed."""
         process = self.jobs[0].model.process
         plans = [get(name).plan(process, nfe=nfe, grid=grid) for name, nfe, grid in (ENDPOINT, CHECK)]
-        decides = (self.network, self.behaviour, plans)
-        return {job.seed: f"endpoint-{identify((*decides, job.shape, job.seed))}" for job in self.jobs}
+        decides = identify((self.network, self.behaviour, plans))  # once: a plan has hundreds of parts
+        return {job.seed: f"endpoint-{identify((decides, job.shape, job.seed))}" for job in self.jobs}
 
     @cached_property
     def behaviour(self) -> Behaviour:
@@ -239,13 +271,13 @@ class _Run:
         """Of one evaluation of all samples of a cell by the bare network."""
         return network_seconds(self.jobs[0])
 
-    def cost(self, cells: Sequence[Cell]) -> int:
+    def cost(self, tasks: Sequence[_Task]) -> int:
         """Network evaluations of those cells, as far as it is known, with the endpoints that they need."""
-        cells = [cell for cell in cells if not cell.note]
-        seeds = {cell.seed for cell in cells if not cell.stochastic and self.ruler.paired}
-        fresh = sum(job.seed in seeds and not self.store.load(self.endpoint_keys[job.seed]) for job in self.jobs)
+        tasks = [task for task in tasks if not task.note]
+        seeds = {task.job.seed for task in tasks if not task.row.stochastic} if self.ruler.paired else set[int]()
+        fresh = sum(job.seed in seeds and not self.store.has(self.endpoint_keys[job.seed]) for job in self.jobs)
         n = self.jobs[0].shape[0]
-        return sum(cell.nfe * n for cell in cells) + fresh * (ENDPOINT[1] * n + CHECK[1] * min(CHECKED, n))
+        return sum(task.row.nfe * n for task in tasks) + fresh * (ENDPOINT[1] * n + CHECK[1] * min(CHECKED, n))
 
     def endpoint(self, job: Job) -> tuple[Tensor | None, dict[str, float]]:
         """The exact ODE's end from each start (None where it diverged) and its own error."""
@@ -264,46 +296,53 @@ class _Run:
             return None, {}
         return found["x"], self.ruler.against_endpoint(found["x"][: len(found["check"])], found["check"])
 
-    def measure(self, cell: Cell, row: Contender, job: Job) -> tuple[Cell, Tensor | None]:
-        """The cell with its metrics, and its samples."""
-        if cell.note:
-            return cell, None
-        endpoint, error = (None, {}) if cell.stochastic or not self.ruler.paired else self.endpoint(job)
-        tick = self.ticker.start(f"{cell.solver}, {cell.grid}, NFE {cell.nfe or '…'}")
+    def measure(self, key: str, task: _Task) -> Cell:
+        """The cell with its metrics; its samples are kept."""
+        row, job = task.row, task.job
+        if task.note:
+            return self._cell(key, task)
+        endpoint, error = (None, {}) if row.stochastic or not self.ruler.paired else self.endpoint(job)
+        tick = self.ticker.start(f"{row.solver}, {row.grid}, NFE {row.nfe or '…'}")
         try:
-            x, evaluations, seconds, peak = timed(row, job, tick)
+            (x, evaluations, rounds), seconds, peak = timed(row, job, tick)
             network = self.call_seconds * evaluations
         except Exception as failure:
             if (note := _note(failure, row)) is None:
                 raise
-            return replace(cell, note=note), None
-        cell = replace(
-            cell, seconds=round(seconds, 6), network_seconds=round(network, 6), peak_memory=peak,
-            nfe=cell.nfe or round(evaluations), evaluations=evaluations, floor={**self.ruler.floor, **error},
-        )  # fmt: skip
+            return self._cell(key, task, note=note)
+        known: dict[str, Any] = {
+            "nfe": row.nfe or round(evaluations), "evaluations": evaluations, "rounds": rounds,
+            "floor": {**self.ruler.floor, **error},
+            "seconds": round(seconds, 6), "network_seconds": round(network, 6), "peak_memory": peak,
+        }  # fmt: skip
         if lost := int((~x.isfinite()).flatten(1).any(1).sum()):
-            return replace(cell, note=f"diverged: {lost} of {len(x)} samples hold NaN or infinity"), x
+            known["note"] = f"diverged: {lost} of {len(x)} samples hold NaN or infinity"
+        else:
+            known |= self._metrics(x, endpoint)
+        return self._cell(key, task, **known, preview=self.store.keep(key, x))
+
+    def _metrics(self, x: Tensor, endpoint: Tensor | None) -> dict[str, Any]:
         metrics, rest = self.ruler.against_data(x), self.ruler.left_out(x)
         if endpoint is not None:
             metrics = self.ruler.against_endpoint(x, endpoint) | metrics
             rest |= self.ruler.against_endpoint_left_out(x, endpoint)
-        return replace(cell, metrics=metrics, jackknife=rest), x
+        return {"metrics": metrics, "jackknife": rest}
 
     def result(self, keys: Sequence[str]) -> Comparison:
         """What has been measured."""
         cells = [self.store.cells[key] for key in keys]
-        previews = {cell.key: found["x"] for cell in cells if (found := self.store.load(cell.key))}
         floors = [cell.floor for cell in cells if cell.floor]
         known = {name: [floor[name] for floor in floors if name in floor] for name in self.ruler.paired}
         floor = {**self.ruler.floor, **{name: max(values) for name, values in known.items() if values}}
         space = space_of(self.jobs[0].model)
+        previews = Previews(self.store, keys)
         return Comparison(tuple(cells), floor, self.ruler.spread, previews, self.ruler.data[:PREVIEW], space)
 
 
 def _draw(rule: tuple[str, int, str], job: Job, tick: Tick) -> Tensor:
     name, nfe, grid = rule
     (row,) = contenders([name], grid, [nfe])
-    return row.draw(job, tick)[0].cpu()
+    return row.draw(job, tick).x.cpu()
 
 
 def _note(failure: Exception, row: Contender) -> str | None:
@@ -333,7 +372,7 @@ class _Ticker:
         return tick
 
 
-def _identity(name: str, thing: object, out: str | Path | None) -> str:
+def _identity(name: str, thing: object, out: object) -> str:
     """Its digest; where it has none, one that no other run has, so that nothing stored is taken for it."""
     try:
         return identify(thing)
@@ -344,7 +383,7 @@ def _identity(name: str, thing: object, out: str | Path | None) -> str:
         return f"unidentified-{secrets.token_hex(8)}"
 
 
-def _network(model: Model, conditions: Mapping[str, Any], out: str | Path | None) -> str:
+def _network(model: Model, conditions: Mapping[str, Any], out: object) -> str:
     """The digest of the model with its conditions."""
     network = _identity("model", model, out)
     return identify((network, _identity("conditions", conditions, out))) if conditions else network

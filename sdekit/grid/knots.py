@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sdekit.door import Evaluations, door
 from sdekit.grid.named import GRIDS
 from sdekit.names import check_options, lookup, options_of, parse
 from sdekit.process import Knot, Process
@@ -18,6 +19,7 @@ from sdekit.process import Knot, Process
 GridSpec = str | Sequence[float]
 
 
+@door
 @dataclass(frozen=True)
 class Grid:
     """The knots of a run and how many network evaluations each step may use.
@@ -34,25 +36,26 @@ class Grid:
     evaluations: tuple[int, ...]
 
     @classmethod
-    def make(cls, process: Process, spec: GridSpec, evaluations: int | Sequence[int]) -> Grid:
-        """The grid ``spec`` with one step for each entry of ``evaluations`` (or that many of one each).
+    @door
+    def make(cls, process: Process, grid: GridSpec, evaluations: Evaluations | Sequence[Evaluations]) -> Grid:
+        """That grid with one step for each entry of ``evaluations`` (or that many of one each).
 
         Args:
-            spec: a name in ``GRIDS``, with options as in ``"karras(rho=5)"``, or the times themselves,
+            grid: a name in ``GRIDS``, with options as in ``"karras(rho=5)"``, or the times themselves,
                 strictly decreasing, within [t_min, t_max]. An end outside by a rounding is moved onto t_max or t_min.
 
         Raises ValueError for an unknown name, a non-monotone or out-of-range grid, or a wrong count.
         """
         budget = (1,) * evaluations if isinstance(evaluations, int) else tuple(evaluations)
-        if isinstance(spec, str):
-            times = _named_times(process, spec, len(budget))
+        if isinstance(grid, str):
+            times = _named_times(process, grid, len(budget))
         else:
-            times = _explicit_times(process, [float(t) for t in spec], len(budget))
+            times = _explicit_times(process, [float(t) for t in grid], len(budget))
         knots = tuple(process.knot(t) for t in times)
         for s, t in zip(knots, knots[1:]):
             if not s.half_log_snr < t.half_log_snr < math.inf:
                 raise ValueError(
-                    f"grid={spec!r} with {len(budget)} steps: half_log_snr must increase, but from t={s.t} to {t.t}"
+                    f"grid={grid!r} with {len(budget)} steps: half_log_snr must increase, but from t={s.t} to {t.t}"
                     " it does not"
                 )
         return cls(process, knots, budget)

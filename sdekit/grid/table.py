@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
+from sdekit.door import Count, door
 from sdekit.names import OneOf, lookup
 from sdekit.process import DiscreteVP, Process
 
@@ -96,7 +97,8 @@ def sgm(process: Process, fraction: float, steps: int) -> float:
     return _knot(process, "sgm", steps, fraction, uniform)
 
 
-def table_times(process: DiscreteVP, spacing: str, count: int, *, steps_offset: int = 0) -> list[float]:
+@door
+def table_times(process: DiscreteVP, spacing: str, count: Count, *, steps_offset: int = 0) -> list[float]:
     """The times of the ``count`` timesteps that diffusers lists for ``count`` inference steps, to be given as a grid.
 
     Run it with ``nfe=count`` and the default ``final="denoise"``: one evaluation at each timestep. For diffusers'

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sdekit.door import Evaluations, FloatDtype, Seed, Shape, door, record
 from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec
 from sdekit.guidance.rules import combine
@@ -53,6 +54,7 @@ class WeightsWarning(UserWarning):
     """Weights so uneven that a few particles stand for all."""
 
 
+@record
 @dataclass(frozen=True)
 class Tilted:
     """What ``tilted`` returns.
@@ -80,19 +82,20 @@ class Tilted:
         return self.x[_systematic(self.weights.log(), _uniform(key(self.seed, _STREAM), 0, self.weights))]
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def tilted(
     guided: ClassifierFree | Autoguided,
-    shape: Sequence[int],
+    shape: Shape,
     *,
-    steps: int = 200,
+    steps: Evaluations = 200,
     grid: GridSpec = "logsnr",
     noise_level: float = 2.0,
     resample_below: float = 0.9,
-    seed: int | None = None,
+    seed: Seed | None = None,
     final: str = "denoise",
-    dtype: torch.dtype = torch.float32,
+    dtype: FloatDtype = torch.float32,
     **conditions: Any,
 ) -> Tilted:
     """Sample p^{1−w} q^w, whose score guidance takes itself to follow: p(x) p(c | x)^w for ``ClassifierFree``.

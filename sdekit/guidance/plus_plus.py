@@ -15,12 +15,13 @@ of no scale is what CFG++ converges to. With ω = w (1 − e^{−h}) it is DDIM 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from sdekit.door import Evaluations, Shape, door
 from sdekit.grid import Grid, GridSpec
 from sdekit.guidance.rules import check_scale
 from sdekit.guidance.wrappers import ClassifierFree
@@ -35,6 +36,7 @@ _FIXED = {
 }
 
 
+@door
 @dataclass(frozen=True)
 class Renoised:
     """The scale ω/(1 − e^{−h}) at each of ``times``, with h the step in λ from there to the next; ω at the last.
@@ -61,13 +63,14 @@ class Renoised:
         return self.omega / -math.expm1(process.half_log_snr(t) - process.half_log_snr(self.times[place + 1]))
 
 
+@door
 def sample_plus_plus(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     scale: float,
     null: Mapping[str, Any],
-    steps: int,
+    steps: Evaluations,
     grid: GridSpec = "logsnr",
     doubled: bool = True,
     **options: Any,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sdekit.names import lookup
+from sdekit.door import door
+from sdekit.names import Between, lookup
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import Process, match
 
@@ -36,6 +37,7 @@ def combine(good: Tensor, bad: Tensor, scale: float | Tensor) -> Tensor:
     return torch.lerp(bad, good, scale)
 
 
+@door
 @dataclass(frozen=True)
 class Rescaled:
     r"""φ F_w std(F_good)/std(F_w) + (1 − φ) F_w, F_w the guided prediction (Lin et al. 2024, section 3.4).
@@ -67,6 +69,7 @@ class Rescaled:
         return guided * match(self.phi * ratio + (1 - self.phi), guided)
 
 
+@door
 @dataclass(frozen=True)
 class Projected:
     r"""D_good + (w − 1)(Δ_⊥ + η Δ_∥), Δ = D_good − D_bad cut to length r (Sadat et al. 2024, APG).
@@ -87,7 +90,7 @@ class Projected:
     """
 
     eta: float = 0.0
-    norm: float = math.inf
+    norm: Annotated[float, Between(0, math.inf)] = math.inf
     kind: str = "x0"
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.guidance.rules import Rule, Scale, check_scale, combine, converted, scale_at
 from sdekit.process import State, Time, match
 from sdekit.sampling import Model, Wrapper
@@ -32,6 +33,7 @@ class _Around(Wrapper):
         return output
 
 
+@door
 class Given(_Around):
     """A model with conditions fixed, the same for every sample, for what takes no conditions itself.
 
@@ -85,6 +87,7 @@ class _Pair(_Around):
         return converted(guided, own, kind, self.process, x, t)
 
 
+@door
 class ClassifierFree(_Pair):
     r"""F = F(x, ∅) + w (F(x, c) − F(x, ∅)) (Ho & Salimans 2022, eq. 6, whose scale is w − 1).
 
@@ -127,7 +130,9 @@ class ClassifierFree(_Pair):
     def pair(self, kind: str, x: State, t: Time, conditions: Mapping[str, Any]) -> tuple[State, State]:
         """F(x, c) and F(x, ∅)."""
         if missing := [name for name in self.null if conditions.get(name) is None]:
-            raise ValueError(f"{missing[0]}: classifier-free guidance needs it at every call, as in {missing[0]}=...")
+            raise ValueError(
+                f"{missing[0]}: classifier-free guidance needs what null names at every call, as in {missing[0]}=..."
+            )
         none = {name: rows(value, x) for name, value in self.null.items() if value is not None}
         free = {**{name: value for name, value in conditions.items() if name not in self.null}, **none}
         if not self.doubled:
@@ -141,6 +146,7 @@ class ClassifierFree(_Pair):
         return good, bad
 
 
+@door
 class Autoguided(_Pair):
     r"""F = F_weak + w (F − F_weak): away from what a weaker model does wrong (Karras et al. 2024).
 
@@ -168,6 +174,7 @@ class Autoguided(_Pair):
         return self._ask(self.model, kind, x, t, conditions), self._ask(self.weak, kind, x, t, conditions)
 
 
+@door
 class ClassifierGuided(_Around):
     r"""s(x, t) + w ∇_x log p(c | x, t), that is ε − w σ ∇ log p (Dhariwal & Nichol 2021, eq. 14).
 
@@ -225,6 +232,7 @@ class ClassifierGuided(_Around):
         return torch.func.grad(total)(x)
 
 
+@door
 class Interval(_Around):
     r"""Guidance where low < σ/α ≤ high, and the plain prediction elsewhere (Kynkäänniemi et al. 2024).
 
@@ -280,6 +288,10 @@ def rows(value: Any, x: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value.to(x.device, non_blocking=True).expand(len(x), *value.shape)
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) < 2**63:
+            raise ValueError(
+                f"condition {value}: a number that is the same for every sample must be finite, below 2^63"
+            )
         return x.new_full((len(x),), value, dtype=torch.int64 if isinstance(value, int) else x.dtype)
     return value
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import door
 from sdekit.interop.weights import load
 from sdekit.model import ScoreModel
 from sdekit.process import EDM
@@ -20,6 +21,7 @@ from sdekit.process import EDM
 __all__ = ["load", "wrap"]
 
 
+@door
 def wrap(net: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_max: float | None = None) -> ScoreModel:
     """A network D(x, σ, class_labels=None) → x_0 as a ``ScoreModel`` of ``EDM(sigma_min, sigma_max)``.
 
@@ -44,6 +46,7 @@ def wrap(net: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_ma
     return ScoreModel(net if classes is None else _Labelled(net, int(classes)), EDM(low, high), "x0")
 
 
+@door
 def sigma_range(net: object, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
     """The σ that were asked for, or else those that ``net`` states, or EDM's.
 

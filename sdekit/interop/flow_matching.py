@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.interop.adapter import adapted
 from sdekit.model import ScoreModel
 from sdekit.process import Flow, Process
 
 
+@door
 def wrap(model: Callable[..., Tensor], *, process: Process | None = None) -> ScoreModel:
     """A ``ModelWrapper``, or any network called as ``model(x=x, t=t, **extras)``, as a ``ScoreModel``.
 

@@ -2,8 +2,9 @@
 
 Each library sees the model through its own convention, with the ends of the process: k-diffusion (and EDM's Heun, by
 its code) as a denoiser of x/α at noise σ/α; diffusers as an ε network of a table with 1,000 entries, which are the
-process at times uniform from t_min to t_max; azula as a denoiser with the process's schedule. All return the denoised
-sample after ``nfe`` evaluations, Heun after the odd number below an even one, azula's with the last of them at t_min.
+process at times uniform from t_min to t_max; azula as a denoiser with the process's schedule; the files that the
+authors of DPM-Solver and UniPC published as an ε network with that schedule. All return the denoised sample after
+``nfe`` evaluations, Heun after the odd number below an even one, azula's and the files' with the last of them at t_min.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,18 +30,24 @@ from sdekit.sampling import Model
 
 Run = Callable[..., Tensor]
 
+FILES = {"dpm_solver_pytorch": "DPM_Solver", "uni_pc": "UniPC"}
+"""Files that are no distribution, found where Python finds them (``PYTHONPATH``), and their classes."""
+
 
 @dataclass(frozen=True)
 class Peer:
-    """``run(model, start, nfe, **conditions)`` → x, and the distribution that it needs."""
+    """``run(model, start, nfe, **conditions)`` → x, and the distribution or file that it needs."""
 
     run: Run
     package: str
 
     def version(self) -> str:
-        """The installed version; empty where it is not installed."""
+        """The installed version, of a file the start of its digest; empty where it is not installed."""
         found = [*metadata.distributions(name=self.package)]
-        return found[0].version if found else ""
+        if found:
+            return found[0].version
+        file = find_spec(self.package) if self.package in FILES else None
+        return sha256(Path(file.origin).read_bytes()).hexdigest()[:8] if file and file.origin else ""
 
 
 def k_diffusion_sampling() -> Any:
@@ -48,6 +58,7 @@ def k_diffusion_sampling() -> Any:
         utils: Any = ModuleType("k_diffusion.utils")
         found = find_spec("k_diffusion")
         package.__path__ = list(found.submodule_search_locations or ()) if found else []
+        package.__spec__ = found  # so that it can be asked for again
         utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
         sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
         package.utils = utils
@@ -120,6 +131,34 @@ def azula(name: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -
     return model.predict("x0", x, process.t_min, **conditions)
 
 
+@torch.no_grad()
+def published(module: str, model: Model, start: Tensor, nfe: int, **conditions: Any) -> Tensor:
+    """The class of its authors' file with its defaults, two orders, steps uniform in t; float32 inside."""
+    process, library = model.process, import_module(module)
+    if nfe < 3:
+        raise ValueError(f"nfe={nfe}: {module} takes two steps at least and one evaluation to denoise, 3 in all")
+
+    late = float(process.t_min <= 0)  # a time of 0 is refused: such a process starts at 1
+
+    def on(function: Callable[[Any], Any]) -> Callable[[Tensor], Any]:
+        return lambda t: function((t - late).clamp(process.t_min, process.t_max))
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        now = on(Tensor.item)(t.flatten()[0])
+        return model.predict("eps", x.view_as(start).to(start.dtype), now, **conditions).float().view_as(x)
+
+    schedule = SimpleNamespace(
+        schedule="continuous", T=process.t_max + late, total_N=1000,
+        marginal_alpha=on(process.alpha), marginal_std=on(process.sigma), marginal_lambda=on(process.half_log_snr),
+        marginal_log_mean_coeff=on(lambda t: process.alpha(t).log()),
+    )  # fmt: skip
+    images = start.float().flatten(1)[:, :, None, None]  # the one shape that UniPC's file takes
+    ends = {"t_start": process.t_max + late, "t_end": process.t_min + late, "denoise_to_zero": True}
+    with redirect_stdout(None):  # it prints its steps
+        x = getattr(library, FILES[module])(eps, schedule).sample(images, nfe - 1, **ends)
+    return x.view_as(start).double()
+
+
 def _one(nfe: int) -> int:
     return nfe
 
@@ -136,6 +175,8 @@ PEERS = {
     "diffusers DEIS": Peer(partial(diffusers, "DEISMultistepScheduler"), "diffusers"),
     "azula DDIM": Peer(partial(azula, "DDIMSampler"), "azula"),
     "azula xEAB": Peer(partial(azula, "xEABSampler"), "azula"),
+    "DPM-Solver's file": Peer(partial(published, "dpm_solver_pytorch"), "dpm_solver_pytorch"),
+    "UniPC's file": Peer(partial(published, "uni_pc"), "uni_pc"),
 }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from sdekit.door import Count, door
 from sdekit.interop.weights import load
 from sdekit.model import TIMES, ScoreModel, TimeMap
 from sdekit.names import lookup
@@ -37,7 +38,10 @@ _CONVENTIONS: dict[type[Process], tuple[str, tuple[str, ...]]] = {
 }
 
 
-def wrap(net: Callable[..., Tensor], process: Process, *, labels: str | None = None, scales: int = 1000) -> ScoreModel:
+@door
+def wrap(
+    net: Callable[..., Tensor], process: Process, *, labels: str | None = None, scales: Count = 1000
+) -> ScoreModel:
     """score_sde's network as a ``ScoreModel`` under ``process``, told the time and scaled as ``get_score_fn`` does.
 
     Their CIFAR-10 settings are ``VP()``, ``SubVP()``, ``VE(sigma_min=0.01, sigma_max=50)``; with ``data.centered`` the

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import door
 from sdekit.interop.adapter import adapted
 from sdekit.model import ScoreModel
 from sdekit.process import Flow, Process
 
 
-def wrap(net: Any, *, one_time: bool = False) -> ScoreModel:
+@door
+def wrap(net: Callable[..., Tensor], *, one_time: bool = False) -> ScoreModel:
     """A velocity network of torchcfm as a ``ScoreModel`` of ``Flow()``.
 
     It is called as ``net(t, x, **conditions)`` with t [batch]: ``UNetModelWrapper``, whose label is ``y``. A network of
@@ -33,15 +35,17 @@ def wrap(net: Any, *, one_time: bool = False) -> ScoreModel:
     >>> model.flow(torch.ones(2, 3), 0.25)[0, 0].item()  # minus the velocity at their t = 0.75
     0.5
     """
-    net = net.model if type(net).__name__ == "torch_wrapper" and isinstance(net, nn.Module) else net
-    inputs = _inputs(net)
+    bare: Callable[..., Tensor] = net
+    if type(net).__name__ == "torch_wrapper" and isinstance(net, nn.Module):
+        bare = cast(nn.Module, net.model)
+    inputs = _inputs(bare)
     if inputs[:2] == ["x", "t"]:
         raise ValueError(
             "net: it takes (x, t), and torchcfm's take (t, x): give it as"
             ' ScoreModel(net, Flow(), predicts="flow-to-data")'
         )
     call = _joined if len(inputs) == 1 else _one_time if one_time else _time_first
-    return ScoreModel(adapted(net, call), Flow(), "flow-to-data", _common if one_time else None)
+    return ScoreModel(adapted(bare, call), Flow(), "flow-to-data", _common if one_time else None)
 
 
 def _inputs(net: Callable[..., Tensor]) -> list[str]:

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import FileName, door
 from sdekit.files import read_tensors
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def load(net: Net, path: str | os.PathLike[str], *, ema: bool = True) -> Net:
+@door
+def load(net: Net, path: FileName, *, ema: bool = True) -> Net:
     """Load a checkpoint into ``net``, which comes back in evaluation mode.
 
     The file is a .safetensors file, or one of ``torch.save`` with nothing but tensors, numbers, text, lists and

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sdekit import noise
 from sdekit.data import Quantization, as_tensor
+from sdekit.door import Count, Evaluations, Place, Rows, Seed, door
 from sdekit.grid import Grid
 from sdekit.model import in_evaluation_mode
 from sdekit.names import lookup
@@ -89,18 +90,19 @@ class _Run:
         return (eps - found).square().flatten(1).sum(1)
 
 
+@door
 @in_evaluation_mode
 def elbo(
     model: Model,
-    x: State | np.ndarray,
+    x: Annotated[State | np.ndarray, Rows()],
     kind: str = "score-flow",
     *,
-    times: int = 16,
+    times: Count = 16,
     quantization: Quantization | None = None,
-    steps: int | None = None,
+    steps: Evaluations | None = None,
     grid: str = "time",
-    seed: int = 0,
-    first: int = 0,
+    seed: Seed = 0,
+    first: Place = 0,
     **conditions: Any,
 ) -> Elbo:
     r"""A variational lower bound of log p(x), or of log P(levels) with ``quantization``.

@@ -20,6 +20,7 @@ from sdekit import noise
 from sdekit.data import Quantization
 from sdekit.divergence import METHODS, draw_probes
 from sdekit.divergence import divergence as trace
+from sdekit.door import Count, Evaluations, Place, Seed, Tolerance, door, record
 from sdekit.grid import GridSpec
 from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
 from sdekit.likelihood.errors import Spread, StdErr, fewest, spread_of
@@ -32,6 +33,7 @@ from sdekit.solvers.registry import check_count
 PerSample = Float[Tensor, "batch"]
 
 
+@record
 @dataclass(frozen=True)
 class LogLikelihood:
     """What ``log_prob`` returns.
@@ -168,30 +170,31 @@ class _Solve:
         return kind, evaluate
 
 
+@door
 def log_prob(
     model: Model,
     x: States,
     *,
     t: float | None = None,
     divergence: str = "auto",
-    probes: int | None = None,
+    probes: Count | None = None,
     distribution: str = "rademacher",
     mode: str = "vjp",
-    chunk_size: int | None = None,
-    seed: int = 0,
-    first: int = 0,
+    chunk_size: Count | None = None,
+    seed: Seed = 0,
+    first: Place = 0,
     quantization: Quantization | None = None,
     dequantisation: str = "uniform",
-    draws: int = 1,
+    draws: Count = 1,
     prior: Callable[[Tensor], Tensor] | None = None,
     method: str = "per-sample",
     variable: str = "half-log-snr",
-    rtol: float = 3e-6,
-    atol: float = 3e-6,
-    steps: int | None = None,
+    rtol: Tolerance = 3e-6,
+    atol: Tolerance = 3e-6,
+    steps: Evaluations | None = None,
     grid: GridSpec = "auto",
     gradients: str = "none",
-    max_attempts: int = 1000,
+    max_attempts: Evaluations = 1000,
     options: Mapping[str, Any] | None = None,
     **conditions: Any,
 ) -> LogLikelihood:

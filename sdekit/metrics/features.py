@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, door
 from sdekit.metrics.sets import Distance, Samples, centred, rows, shuffled
 
 
@@ -15,6 +16,7 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
+@door
 def frechet_distance(x: Samples, y: Samples) -> Distance:
     r"""|μ_x − μ_y|² + tr(S_x + S_y − 2 (S_x S_y)^{1/2}): squared W_2 between the Gaussians fitted to x and y.
 
@@ -40,7 +42,8 @@ def frechet_distance(x: Samples, y: Samples) -> Distance:
     return ((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * overlap).clamp_min(0)
 
 
-def frechet_infinity(x: Samples, y: Samples, points: int = 15) -> Distance:
+@door
+def frechet_infinity(x: Samples, y: Samples, points: Count = 15) -> Distance:
     r"""The Fréchet distance extrapolated to infinitely many x: the intercept of a line through (1/N, FD of N of x).
 
     N takes ``points`` values, equally spaced from min(5000, n/10) to n; the N are the first of one fixed shuffle, so
@@ -64,6 +67,7 @@ def frechet_infinity(x: Samples, y: Samples, points: int = 15) -> Distance:
     return values.mean() - mean * (slopes @ values) / slopes.square().sum()
 
 
+@door
 def vendi_score(x: Samples) -> Distance:
     r"""exp(−Σ λ_i log λ_i), λ the eigenvalues of K/n with K_ij = x_i·x_j/(|x_i| |x_j|): how many kinds x are of.
 
@@ -89,6 +93,7 @@ def vendi_score(x: Samples) -> Distance:
     return (-torch.special.xlogy(values, values).sum()).exp()
 
 
+@door
 def vendi_gap(x: Samples, y: Samples) -> Distance:
     r"""|log V(x) − log V(y)| of Vendi scores V: by what factor x is less, or more, diverse than y.
 

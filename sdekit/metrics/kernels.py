@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Positive, door
 from sdekit.metrics.sets import Distance, Samples, centred, rows, shuffled, squares, step
 
 
@@ -23,6 +24,7 @@ def _mean_distance(x: Tensor, y: Tensor) -> Tensor:
     return _total(part.sqrt_() for part in squares(x, y)) / (len(x) * len(y))
 
 
+@door
 def energy_distance(x: Samples, y: Samples) -> Distance:
     r"""√(2 E|X − Y| − E|X − X'| − E|Y − Y'|), with the means over all pairs, i = j included (V-statistics).
 
@@ -50,7 +52,8 @@ def _gaussian(x: Tensor, y: Tensor, sigma: float | Tensor) -> Tensor:
     return _total(part.div_(-2 * sigma**2).exp_() for part in squares(x, y))
 
 
-def mmd(x: Samples, y: Samples, sigma: float | None = None) -> Distance:
+@door
+def mmd(x: Samples, y: Samples, sigma: Positive | None = None) -> Distance:
     r"""MMD² with k(x, y) = exp(−|x − y|²/(2σ²)), without bias: the means leave out i = j.
 
     Without unit, at most 2. σ is by default the median distance between samples of y (of 1,000 of them at most): the
@@ -78,7 +81,8 @@ def _median_distance(y: Tensor) -> float:
     return torch.pdist(few).median().item()
 
 
-def cmmd(x: Samples, y: Samples, sigma: float = 10.0, scale: float = 1000.0) -> Distance:
+@door
+def cmmd(x: Samples, y: Samples, sigma: Positive = 10.0, scale: float = 1000.0) -> Distance:
     r"""1000 MMD² with k(x, y) = exp(−|x − y|²/(2σ²)), σ = 10, with i = j in the means: for CLIP's embeddings of images.
 
     Call it with features(x), features(y). σ is meant for those embeddings: for others take ``mmd``. Biased
@@ -108,7 +112,8 @@ def _apart(x: Tensor) -> Tensor:
     return _total(_cubes(x, x)) - (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
 
 
-def kernel_distance(x: Samples, y: Samples, block: int = 10_000) -> Distance:
+@door
+def kernel_distance(x: Samples, y: Samples, block: Count = 10_000) -> Distance:
     r"""MMD² with k(x, y) = (x·y/d + 1)³, without bias: of features(x), features(y) the kernel (Inception) distance.
 
     All pairs of up to ``block`` samples; larger sets are dealt at random, always alike, into equally many blocks of at

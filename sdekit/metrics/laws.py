@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.metrics.sets import Distance, Samples
 from sdekit.targets import GaussianMixture, Target
 
@@ -14,6 +15,7 @@ def _on(law: Target, x: Tensor) -> Tensor:
     return x.to(law.location.device).double()
 
 
+@door
 def negative_log_likelihood(x: Samples, law: Target) -> Distance:
     r"""−mean_i log p(x_i) in nats, by the law's exact density.
 
@@ -33,6 +35,7 @@ def negative_log_likelihood(x: Samples, law: Target) -> Distance:
     return -law.log_prob(_on(law, x)).mean().to(x.device)
 
 
+@door
 def nll_gap(x: Samples, y: Samples, law: Target) -> Distance:
     r"""|mean_i log p(x_i) − mean_j log p(y_j)| in nats: of samples x against data y of that law.
 
@@ -47,9 +50,12 @@ def nll_gap(x: Samples, y: Samples, law: Target) -> Distance:
     >>> round(nll_gap(torch.ones(1, 1), torch.zeros(1, 1), law).item(), 6)
     0.5
     """
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"x, y: samples of shapes {list(x.shape[1:])} and {list(y.shape[1:])}: they must be equal")
     return (negative_log_likelihood(x, law) - negative_log_likelihood(y, law)).abs()
 
 
+@door
 def mode_weights_error(x: Samples, law: Target) -> Distance:
     r"""½ Σ_k |mean_i p(k | x_i) − w_k|: what share of x is in another component of the mixture than it should be.
 

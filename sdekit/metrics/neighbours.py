@@ -13,6 +13,7 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from sdekit.door import Count, door
 from sdekit.metrics.sets import Distance, Samples, centred, rows, squares, step
 
 _TIE = 1 - 1e-9  # two roundings of one distance differ by less
@@ -32,7 +33,8 @@ def _radii(x: Tensor, k: int) -> Tensor:
     return torch.cat([part.topk(k + 1, largest=False).values[:, k] for part in squares(x, x)])
 
 
-def prdc(x: Samples, y: Samples, k: int = 5) -> PRDC:
+@door
+def prdc(x: Samples, y: Samples, k: Count = 5) -> PRDC:
     r"""Precision, recall, density and coverage of samples x against data y, with r_k(z) the distance of z to its k-th
     nearest other sample of its own set, and 1[·] the indicator:
 
@@ -75,6 +77,7 @@ def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
+@door
 def authenticity(x: Samples, train: Samples) -> Distance:
     r"""The share of x that are no copies: mean_i 1[ρ(t_i) < |x_i − t_i|].
 
@@ -89,7 +92,7 @@ def authenticity(x: Samples, train: Samples) -> Distance:
     >>> authenticity(torch.tensor([[0.1], [4.9], [2.5], [9.5]]), train).item()
     0.5
     """
-    x, train = centred(x, train)
+    x, train = centred(x, train, called=("x", "train"))
     if len(train) < 2:
         raise ValueError(f"train: {len(train)} sample given: at least 2 are needed")
     distance, number = nearest(x, train)
@@ -98,7 +101,8 @@ def authenticity(x: Samples, train: Samples) -> Distance:
     return (own[place] < distance).double().mean()
 
 
-def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Distance:
+@door
+def ct_statistic(x: Samples, y: Samples, train: Samples, cells: Count = 3) -> Distance:
     r"""Σ_c w_c Z_c: do samples x lie nearer to the training set than data y that were not trained on?
 
     Far below 0: x are copies; far above: they lie farther than data do. Space is cut into cells by k-means of the
@@ -118,7 +122,7 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
 
     if cells < 1:
         raise ValueError(f"cells={cells}: it must be at least 1")
-    train = rows(train, x)[0]
+    train = rows(train, x, called=("train", "x"))[0]
     x, y = rows(x, y)
     kmeans: Any = KMeans  # its stub knows n_init="auto" alone
     partition = kmeans(n_clusters=cells, n_init=10, random_state=0).fit(train.detach().cpu().numpy())
@@ -134,7 +138,7 @@ def ct_statistic(x: Samples, y: Samples, train: Samples, cells: int = 3) -> Dist
             total += len(in_y) * _mann_whitney(nearest(in_x, known)[0], nearest(in_y, known)[0])
             weight += len(in_y)
     if not weight:
-        raise ValueError(f"x: {len(x)} samples given: no cell of {cells} has more than 20 of them")
+        raise ValueError(f"x, cells: {len(x)} samples given: no cell of {cells} has more than 20 of them")
     return x.new_tensor(total / weight)
 
 

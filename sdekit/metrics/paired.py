@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.metrics.sets import Distance, Samples
 
 
@@ -12,6 +13,7 @@ def _check(x: Tensor, reference: Tensor) -> None:
         raise ValueError(f"x, reference: shapes {list(x.shape)} and {list(reference.shape)}: equal ones are needed")
 
 
+@door
 def rmse(x: Samples, reference: Samples) -> Distance:
     r"""Root mean square error √(mean (x − r)²) over all samples and elements, sample i against reference i.
 
@@ -27,6 +29,7 @@ def rmse(x: Samples, reference: Samples) -> Distance:
     return (x.double() - reference.double()).square().mean().sqrt()
 
 
+@door
 def quantile_error(x: Samples, reference: Samples, q: float = 0.5) -> Distance:
     r"""The q-quantile over samples of each one's root mean square error √(mean_elements (x_i − r_i)²).
 

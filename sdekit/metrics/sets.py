@@ -15,21 +15,22 @@ Distance = Float[Tensor, ""]
 CHUNK = 1 << 23  # pairs held at once: 64 MB each in float64
 
 
-def rows(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Both sets as float64 [n, d] and [m, d] of at least ``least`` samples, all finite."""
+def rows(x: Tensor, y: Tensor, least: int = 1, called: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    """Both sets as float64 [n, d] and [m, d] of at least ``least`` samples, all finite; ``called`` by errors."""
+    both = ", ".join(called)
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"x, y: samples of shapes {list(x.shape[1:])} and {list(y.shape[1:])}: they must be equal")
+        raise ValueError(f"{both}: samples of shapes {list(x.shape[1:])} and {list(y.shape[1:])}: they must be equal")
     if min(len(x), len(y)) < least:
-        raise ValueError(f"x, y: {len(x)} and {len(y)} samples given: each set needs at least {least}")
-    for name, z in (("x", x), ("y", y)):
+        raise ValueError(f"{both}: {len(x)} and {len(y)} samples given: each set needs at least {least}")
+    for name, z in zip(called, (x, y)):
         if not bool(z.isfinite().all()):  # which no ball would hold, and no sum would show
             raise ValueError(f"{name} holds NaN or infinity: every entry must be finite")
     return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).double()
 
 
-def centred(x: Tensor, y: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+def centred(x: Tensor, y: Tensor, least: int = 1, called: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """The same, shifted by one vector so that y has mean 0: what depends on differences alone cancels less."""
-    x, y = rows(x, y, least)
+    x, y = rows(x, y, least, called)
     centre = y.mean(0)
     return x - centre, y - centre
 

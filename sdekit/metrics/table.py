@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdekit.metrics.classifier import classifier_accuracy
+from sdekit.door import door
+from sdekit.metrics.classifier import MOST, classifier_accuracy
 from sdekit.metrics.features import frechet_distance, frechet_infinity, vendi_gap
 from sdekit.metrics.kernels import cmmd, energy_distance, kernel_distance, mmd
 from sdekit.metrics.laws import mode_weights_error, nll_gap
@@ -19,6 +20,7 @@ from sdekit.metrics.transport import sliced_wasserstein, wasserstein
 from sdekit.targets import Target
 
 
+@door
 @dataclass(frozen=True)
 class Metric:
     """One column of a comparison.
@@ -80,7 +82,9 @@ METRICS: dict[str, Metric] = {
     "1-recall": _of_features("data that samples do not reach (1 − recall)", partial(_missed, share="recall", k=3)),
     "1-coverage": _of_features("data without a sample near (1 − coverage)", partial(_missed, share="coverage", k=5)),
     "density_gap": _of_features("|1 − density| of samples among data", _density_gap, jackknife=False),
-    "classifier": _of_features("accuracy of telling samples from data", classifier_accuracy, jackknife=False),
+    "classifier": _of_features(
+        f"accuracy of telling samples from data (of at most {MOST:,} each)", classifier_accuracy, jackknife=False
+    ),
     "vendi_gap": _of_features("|log Vendi score − the data's|", vendi_gap),
     "copied": _of_features("samples that are copies (1 − authenticity)", _copied, needs="train"),
     "nll_gap": Metric("|negative log-likelihood − the data's|, nats", nll_gap, needs="law"),

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit.metrics.sets import Distance, Samples, centred, squares
+from sdekit.door import Count, Seed, door
+from sdekit.metrics.sets import CHUNK, Distance, Samples, centred, squares
 from sdekit.noise import normal
 
 PAIRS = 1 << 26  # of an exact plan: 512 MB of costs in float64, and twice that in the solver
 
 
 def _transport(x: Tensor, y: Tensor, p: int) -> Tensor:
-    """∫ |F_x⁻¹(q) − F_y⁻¹(q)|^p dq for each column of x [n, l] and y [m, l]: exact for any n and m."""
-    n, m = len(x), len(y)
-    # both quantile functions are constant between these levels, counted in units of 1/(n m)
-    starts = torch.cat([torch.arange(n) * m, torch.arange(1, m) * n]).unique().to(x.device)
-    widths = torch.diff(starts, append=starts.new_full((1,), n * m)).double() / (n * m)
-    x, y = x.sort(0).values[starts // m], y.sort(0).values[starts // n]
-    return ((x - y).abs() ** p * widths[:, None]).sum(0)
+    """∫ |F_x⁻¹(q) − F_y⁻¹(q)|^p dq for each row of x [l, n] and y [l, m]: exact for any n and m."""
+    n, m = x.shape[1], y.shape[1]
+    # both quantile functions are constant between these levels, counted in units of 1/(n m); they are known to the host
+    starts = np.union1d(np.arange(n) * m, np.arange(m) * n)
+    widths = np.diff(starts, append=n * m) / (n * m)
+    x, y = (_ordered(z)[:, torch.from_numpy(starts // k).to(z.device)] for z, k in ((x, m), (y, n)))
+    return (x - y).abs().pow(p) @ torch.from_numpy(widths).to(x)
 
 
-def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: int = 256, seed: int = 0) -> Distance:
+def _ordered(x: Tensor) -> Tensor:
+    """x [l, n] with each row sorted."""
+    if x.device.type != "cpu" or x.requires_grad:
+        return x.sort(1).values
+    return torch.from_numpy(np.sort(x.numpy(), axis=1))  # torch finds the order too, in ten to twenty times the time
+
+
+@door
+def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: Count = 256, seed: Seed = 0) -> Distance:
     r"""SW_p = (mean_θ W_p(θ·x, θ·y)^p)^{1/p} over ``projections`` unit vectors θ, the same for each ``seed``.
 
     W_p in one dimension is (∫ |F_x⁻¹(q) − F_y⁻¹(q)|^p dq)^{1/p}, exact for n ≠ m. In the data's units; a shift
-    by μ gives about |μ|/√d for p = 2. Cost O(L (n + m)(d + log nm)), memory 8 L (3n + 3m) bytes, L projections.
+    by μ gives about |μ|/√d for p = 2. Cost O(L (n + m)(d + log nm)), L projections, of which so many are
+    done at once as give 8M numbers: some 400 MB, or that of one line.
     Biased upwards: for equal laws it falls as (1/n + 1/m)^{1/2}, at a rate free of d. The projections are a
     sample too: their share of the error falls as L^{-1/2}, and is the same for all sets compared.
 
@@ -40,10 +51,12 @@ def sliced_wasserstein(x: Samples, y: Samples, p: int = 2, projections: int = 25
         raise ValueError(f"p={p}, projections={projections}: each must be at least 1")
     x, y = centred(x, y)
     theta = normal(seed, 0, torch.arange(projections, device=x.device), (x.shape[1],), torch.float64)
-    theta = (theta / theta.norm(dim=1, keepdim=True)).T
-    return _transport(x @ theta, y @ theta, p).mean() ** (1 / p)
+    theta = theta / theta.norm(dim=1, keepdim=True)
+    parts = theta.split(max(1, CHUNK // (len(x) + len(y))))
+    return torch.cat([_transport(part @ x.T, part @ y.T, p) for part in parts]).mean() ** (1 / p)
 
 
+@door
 def wasserstein(x: Samples, y: Samples) -> Distance:
     r"""W_2 = (min over plans π of Σ_ij π_ij |x_i − y_j|²)^{1/2} between the two sets, each sample of equal weight.
 

@@ -7,7 +7,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sdekit.door import Width, door
 
+
+@door
 class Classifier(nn.Module):
     """Class logits [batch, classes] of 8×8 images; ``features`` gives the layer before them.
 
@@ -20,7 +23,7 @@ class Classifier(nn.Module):
     (torch.Size([3, 10]), torch.Size([3, 32]))
     """
 
-    def __init__(self, width: int = 16, features: int = 32, classes: int = 10) -> None:
+    def __init__(self, width: Width = 16, features: Width = 32, classes: Width = 10) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"width": width, "features": features, "classes": classes}
         self.features = nn.Sequential(

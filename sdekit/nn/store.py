@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import Device, FileName, door
 from sdekit.files import read_tensors, write_tensors, write_whole
 from sdekit.identity.networks import bare
 from sdekit.model import TIMES, ScoreModel
@@ -34,7 +35,8 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype
            for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}  # fmt: skip
 
 
-def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping[str, Any]) -> None:
+@door
+def save_network(path: FileName, net: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write a network of ``NETWORKS`` to a .safetensors file, whole or not at all.
 
     ``metadata`` is anything JSON can hold; ``net.config`` is stored with it. Raises ValueError for a
@@ -45,7 +47,8 @@ def save_network(path: str | os.PathLike[str], net: nn.Module, metadata: Mapping
     write_tensors(path, net.state_dict(), header)
 
 
-def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+@door
+def load_network(path: FileName, device: Device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """The network that ``save_network`` wrote, in evaluation mode, and its metadata.
 
     Raises ValueError for a file that is missing, damaged or not written by ``save_network``.
@@ -57,7 +60,8 @@ def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu
     return net.to(device), json.loads(header["metadata"])
 
 
-def save(model: ScoreModel, folder: str | os.PathLike[str]) -> None:
+@door
+def save(model: ScoreModel, folder: FileName) -> None:
     """Write a model to ``folder``, as ``load`` and ``sdekit sample --model folder`` read it.
 
     ``model.json`` is written last, with the digest of the weights: an old one does not fit new weights.
@@ -90,7 +94,8 @@ def save(model: ScoreModel, folder: str | os.PathLike[str]) -> None:
     write_whole(folder / MODEL, (json.dumps(about, indent=1, allow_nan=False) + "\n").encode())
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreModel:
+@door
+def load(folder: FileName, device: Device = "cpu") -> ScoreModel:
     """The model that ``save`` wrote, its network in evaluation mode. ``weights_sha256`` may be left out of the file.
 
     Raises ValueError for a file that is missing, damaged or of another format, names that are not known, and weights
@@ -149,7 +154,8 @@ def _network(path: str, kind: str, arguments: Mapping[str, Any], tensors: Mappin
     return net.eval().requires_grad_(False)
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreModel:
+@door
+def load_model(path: FileName, device: Device = "cpu") -> ScoreModel:
     """The stored network as a ``ScoreModel`` of the process, prediction and time it was trained with.
 
     Raises ValueError as ``load_network``, and for a network that is not a denoiser.
@@ -160,7 +166,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     return ScoreModel(net, build_process(metadata["process"]), metadata["predicts"], metadata["time"])
 
 
-def digits_model(device: str | torch.device = "cpu") -> ScoreModel:
+@door
+def digits_model(device: Device = "cpu") -> ScoreModel:
     """The shipped network of 8×8 digits; ``label`` (0 … 9, 10 for none) is optional.
 
     ``sdekit train digits`` made it; its recipe and losses are in ``sdekit/weights/digits.json``.
@@ -172,7 +179,8 @@ def digits_model(device: str | torch.device = "cpu") -> ScoreModel:
         return load_model(path, device)
 
 
-def digits_features(device: str | torch.device = "cpu") -> nn.Module:
+@door
+def digits_features(device: Device = "cpu") -> nn.Module:
     """The shipped map of digits [n, 1, 8, 8] in [−1, 1] to features [n, 32] of a digit classifier.
 
     >>> digits_features()(torch.zeros(5, 1, 8, 8)).shape

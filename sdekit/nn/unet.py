@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from sdekit.door import Positive, Tally, Width, door
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -101,6 +103,7 @@ class SelfAttention(nn.Module):
         return x + self.out(mixed).mT.reshape(x.shape)
 
 
+@door
 class UNet(nn.Module):
     """``net(x, t, label=None)``: a network for images [batch, channels, height, width].
 
@@ -129,15 +132,15 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        channels: int = 1,
-        widths: Sequence[int] = (32, 64),
-        blocks: int = 1,
-        embedding: int = 64,
-        heads: int = 2,
-        groups: int = 8,
-        classes: int = 0,
-        slowest: float = 0.1,
-        fastest: float = 4.0,
+        channels: Width = 1,
+        widths: Sequence[Width] = (32, 64),
+        blocks: Width = 1,
+        embedding: Width = 64,
+        heads: Width = 2,
+        groups: Width = 8,
+        classes: Tally = 0,
+        slowest: Positive = 0.1,
+        fastest: Positive = 4.0,
     ) -> None:
         super().__init__()
         _check_widths(widths, heads, groups)
@@ -212,7 +215,9 @@ def _zeroed(layer: Layer) -> Layer:
     return layer
 
 
-def _check_widths(widths: Sequence[int], heads: int, groups: int) -> None:
+def _check_widths(widths: Sequence[Width], heads: int, groups: int) -> None:
+    if not widths:
+        raise ValueError("widths is empty: a network has at least one level")
     for width in widths:
         if width % groups:
             raise ValueError(f"widths={list(widths)}: {width} is not divisible by groups={groups}")

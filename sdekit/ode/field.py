@@ -18,8 +18,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from sdekit.door import Count, door
 from sdekit.elementwise import atan2, log, tan
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
@@ -165,7 +167,8 @@ def network(model: Model, kind: str, n: int, conditions: Mapping[str, Any]) -> E
     return evaluate
 
 
-def rows_of(conditions: Mapping[str, Any], rows: Tensor | None, n: int) -> dict[str, Any]:
+@door
+def rows_of(conditions: Mapping[str, Any], rows: Int[Tensor, "part"] | None, n: Count) -> dict[str, Any]:
     """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes."""
     if rows is None:
         return dict(conditions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdekit.adaptive import AdaptiveSolution
 from sdekit.data import as_tensor
+from sdekit.door import Evaluations, Rows, Tally, Tolerance, door, record
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode, networks
 from sdekit.names import lookup, unknown
@@ -28,6 +29,7 @@ from sdekit.solvers.registry import check_count
 States = State | np.ndarray | Solution | AdaptiveSolution
 
 
+@record
 @dataclass(frozen=True)
 class Path:
     """Where a solve ended.
@@ -45,7 +47,8 @@ class Path:
     defect: Float[Tensor, "batch"] | None
 
 
-def state_of(model: Model, x: States, t: float | None = None) -> tuple[State, float]:
+@door
+def state_of(model: Model, x: Annotated[States, Rows(1)], t: float | None = None) -> tuple[State, float]:
     """x as a state at time t, and t: by default that of what ``sample`` returned, of other x t_min.
 
     Raises ValueError for denoised samples, which are no states of the process, and for samples of another time.
@@ -68,6 +71,7 @@ def state_of(model: Model, x: States, t: float | None = None) -> tuple[State, fl
     return x.x, x.t[-1]
 
 
+@door
 @in_evaluation_mode
 def integrate(
     model: Model,
@@ -77,15 +81,15 @@ def integrate(
     *,
     method: str | Solver = "per-sample",
     variable: str = "half-log-snr",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    steps: int | None = None,
+    rtol: Tolerance = 1e-5,
+    atol: Tolerance = 1e-5,
+    steps: Evaluations | None = None,
     grid: GridSpec = "auto",
     gradients: str = "none",
-    max_attempts: int = 1000,
+    max_attempts: Evaluations = 1000,
     options: Mapping[str, Any] | None = None,
     evaluate: tuple[str, Evaluate] | None = None,
-    probes: int = 0,
+    probes: Tally = 0,
     **conditions: Any,
 ) -> Path:
     r"""Solve the probability-flow ODE dx/dt = f x − ½ g² s(x, t) from t0 to t1 (Song et al. 2021, eq. 13).
@@ -120,6 +124,8 @@ def integrate(
     (True, torch.Size([3]))
     """
     process, rule = model.process, _rule(method)
+    if probes and evaluate is None:
+        raise ValueError(f"probes={probes}: only what evaluate= gives has divergences to follow")
     y, _ = state_of(model, x, t0)
     _check(process, y, (t0, t1), (rtol, atol), gradients, variable)
     check_count("max_attempts", max_attempts, 1, "it bounds the steps that one sample tries")
@@ -143,7 +149,8 @@ def integrate(
         return Path((scale1 * z[:, : field.size]).reshape(y.shape), counts, z[:, field.size :], defect)
 
 
-def flow(model: Model, x: States, t0: float, t1: float, **arguments: Any) -> State:
+@door
+def flow(model: Model, x: Annotated[States, Rows(1)], t0: float, t1: float, **arguments: Any) -> State:
     """Where the probability-flow ODE takes x from t0 to t1; the arguments are those of ``integrate``.
 
     >>> from sdekit import VE, targets
@@ -155,7 +162,8 @@ def flow(model: Model, x: States, t0: float, t1: float, **arguments: Any) -> Sta
     return integrate(model, x, t0, t1, **arguments).x
 
 
-def encode(model: Model, x0: States, **arguments: Any) -> State:
+@door
+def encode(model: Model, x0: Annotated[States, Rows(1)], **arguments: Any) -> State:
     """The latent of x0: the probability-flow ODE from t_min to t_max. Arguments as in ``integrate``.
 
     Data are taken for states at t_min, as is usual. Samples are such states with ``final="none"``: hand over what
@@ -170,7 +178,8 @@ def encode(model: Model, x0: States, **arguments: Any) -> State:
     return flow(model, x0, model.process.t_min, model.process.t_max, **arguments)
 
 
-def decode(model: Model, z: States, **arguments: Any) -> State:
+@door
+def decode(model: Model, z: Annotated[States, Rows(1)], **arguments: Any) -> State:
     """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
     return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
 

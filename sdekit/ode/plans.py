@@ -15,6 +15,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from sdekit.door import Evaluations, door
 from sdekit.elementwise import clock
 from sdekit.grid import Grid, GridSpec, identified
 from sdekit.ode.field import Field
@@ -87,8 +88,14 @@ def _integral(recorder: _Recorder) -> Tensor:
     return (weight * linear).sum() + ((weight * volume)[..., None] * divergences).sum(0)
 
 
+@door
 def plan_between(
-    solver: Solver | str, process: Process, t0: float, t1: float, steps: int | None = None, grid: GridSpec = "auto"
+    solver: Solver | str,
+    process: Process,
+    t0: float,
+    t1: float,
+    steps: Evaluations | None = None,
+    grid: GridSpec = "auto",
 ) -> Plan:
     """A registered solver's table from t0 to t1 in either direction, without a final denoising.
 
@@ -103,8 +110,13 @@ def plan_between(
     >>> [round(row.to.t, 3) for row in plan_between("dpmpp-2m", VP(), 0.1, 0.9, 2, "time").rows]
     [0.5, 0.9]
     """
+    for name, t in (("t0", t0), ("t1", t1)):
+        if not process.t_min <= t <= process.t_max:
+            raise ValueError(f"{name}={t}: it must lie in [t_min, t_max] = [{process.t_min}, {process.t_max}]")
     if t0 == t1:
         raise ValueError(f"t0={t0}, t1={t1}: a solver of the registry needs two different times")
+    if not isinstance(grid, str) and len(grid) < 2:
+        raise ValueError(f"grid={list(grid)}: at least two times are needed, from t0 to t1")
     count = steps if isinstance(grid, str) else len(grid) - 1
     check_count("steps", count, 1, "a solver of the registry takes a fixed number of them")
     rule = get(solver).at(count or 1, grid)

@@ -15,8 +15,9 @@ from sdekit.plots.samplers import samplers
 from sdekit.plots.schedules import schedules
 from sdekit.plots.score import score_field
 from sdekit.plots.single_value import single_value
+from sdekit.plots.trajectories import trajectories
 
 __all__ = [
     "DensityImage", "Plane", "denoising", "forward_diffusion", "reverse_diffusion", "samplers", "schedules",
-    "score_field", "single_value",
+    "score_field", "single_value", "trajectories",
 ]  # fmt: skip

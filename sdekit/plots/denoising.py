@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sdekit.door import Count, Evaluations, Seed, Shape, door
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.plots.style import figure
@@ -18,17 +18,18 @@ from sdekit.solvers import Solver
 from sdekit.solvers.registry import check_count
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def denoising(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     *,
     solver: str | Solver = "auto",
-    nfe: int = 40,
+    nfe: Evaluations = 40,
     grid: GridSpec = "auto",
-    columns: int = 9,
-    seed: int = 0,
+    columns: Count = 9,
+    seed: Seed = 0,
     **conditions: Any,
 ) -> Figure:
     """Images on their way from noise: two rows for each, x_t and the network's x0 at x_t, and columns over time.

@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from sdekit.data import Standardise
+from sdekit.door import record
 from sdekit.plots.style import GREY
 from sdekit.process import Process
 from sdekit.targets import Target
@@ -23,6 +24,7 @@ _MASS = 2e-3  # of a column that may lie outside the window, or be lost between 
 _CHANGE = 0.01  # of a column's highest cell, by which more parts may still change one
 
 
+@record
 @dataclass(frozen=True)
 class DensityImage:
     """p_t(x) in one dimension: ``values[i, j]`` is its mean over cell i of x at the time ``t[j]``.
@@ -110,6 +112,7 @@ def log_density_at(target: Target, process: Process, t: float, points: Tensor) -
     return target.log_prob(points, t, process).double().cpu()
 
 
+@record
 @dataclass(frozen=True)
 class Plane:
     """log p_t(x) in two dimensions on points x[j], y[i]: ``values[i, j]``."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sdekit import noise
+from sdekit.door import Count, Seed, door
 from sdekit.plots.density import DensityImage, Plane
 from sdekit.plots.style import COLOURS, check, figure, flat, spread_times, tidy, window
 from sdekit.process import Process
@@ -20,8 +21,9 @@ _STREAM = 0x666F7277617264  # keeps the paths' noise apart from a run's with the
 _KNOTS = 400  # of a path
 
 
+@door
 def forward_diffusion(
-    target: Target, process: Process, *, paths: int = 6, samples: int = 600, panels: int = 5, seed: int = 0
+    target: Target, process: Process, *, paths: Count = 6, samples: Count = 600, panels: Count = 5, seed: Seed = 0
 ) -> Figure:
     """How data become noise: dx = f x dt + g dw (Song et al. 2021, eq. 5).
 

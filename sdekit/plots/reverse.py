@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sdekit.data import Standardise
+from sdekit.door import Count, Evaluations, Seed, door
 from sdekit.grid import GridSpec
 from sdekit.plots.density import DensityImage, Plane, density_at
 from sdekit.plots.style import COLOURS, check, figure, look, model_of, tidy, window
@@ -60,17 +61,18 @@ def runs_of(
     return runs
 
 
+@door
 def reverse_diffusion(
     target: Target,
     process: Process,
     *,
     model: Model | None = None,
     solvers: Sequence[str | Solver] = SOLVERS,
-    nfe: int = 200,
+    nfe: Evaluations = 200,
     grid: GridSpec = "time",
-    paths: int = 6,
-    samples: int = 2000,
-    seed: int = 0,
+    paths: Count = 6,
+    samples: Count = 2000,
+    seed: Seed = 0,
 ) -> Figure:
     """Paths from noise to data by the reverse SDE and by the probability-flow ODE, each from the same starts.
 

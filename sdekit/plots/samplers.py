@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sdekit.door import Count, Seed, door
 from sdekit.grid import GridSpec
 from sdekit.plots.density import Plane
 from sdekit.plots.reverse import density_at_end, histogram
@@ -22,6 +23,7 @@ from sdekit.targets import Target
 _BINS = 100
 
 
+@door
 def samplers(
     target: Target,
     process: Process,
@@ -30,8 +32,8 @@ def samplers(
     *,
     model: Model | None = None,
     grid: GridSpec = "auto",
-    samples: int = 2000,
-    seed: int = 0,
+    samples: Count = 2000,
+    seed: Seed = 0,
 ) -> Figure:
     """Samples of several solvers at few evaluations: a row for each solver, a column for each budget.
 

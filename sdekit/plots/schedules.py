@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from sdekit.door import door
 from sdekit.plots.style import figure, look, named, tidy
 from sdekit.process import Process
 
 _POINTS = 201
 
 
+@door
 def schedules(processes: Process | Sequence[Process] | Mapping[str, Process]) -> Figure:
     """α(t), σ(t) and λ(t) = log(α/σ) of each process, from its t_min (0 on the axis) to its t_max (1).
 

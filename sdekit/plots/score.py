@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
+from sdekit.door import Count, door
 from sdekit.model import evaluating
 from sdekit.plots.density import NATS, Plane, log_density_at
 from sdekit.plots.style import COLOURS, check, figure, flat, model_of, spread_times, tidy, window
@@ -16,13 +17,14 @@ from sdekit.solvers.registry import check_count
 from sdekit.targets import Target
 
 
+@door
 def score_field(
     target: Target,
     process: Process,
     times: Sequence[float] | None = None,
     *,
     model: Model | None = None,
-    arrows: int = 17,
+    arrows: Count = 17,
 ) -> Figure:
     """∇ log p_t(x) of a target in two dimensions over log p_t(x): a panel for each time.
 

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from sdekit.data import Standardise
+from sdekit.door import Count, Evaluations, Positive, Seed, door
 from sdekit.misfit import MisfitWarning
 from sdekit.plots.density import DensityImage
 from sdekit.plots.reverse import SOLVERS, Run, density_at_end, draw_ends, draw_paths, legend, runs_of
@@ -20,16 +21,17 @@ from sdekit.targets import Gaussian
 _DATA = 4000  # draws of the data, of which the map to standardised ones is made
 
 
+@door
 def single_value(
     value: float = 8.0,
-    std: float = 0.25,
+    std: Positive = 0.25,
     *,
     process: Process | None = None,
     short: Process | None = None,
-    nfe: int = 200,
-    paths: int = 6,
-    samples: int = 2000,
-    seed: int = 0,
+    nfe: Evaluations = 200,
+    paths: Count = 6,
+    samples: Count = 2000,
+    seed: Seed = 0,
 ) -> Figure:
     r"""How reverse diffusion finds data N(value, std²): where the start fits, where it does not, and standardised.
 

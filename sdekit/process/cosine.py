@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.elementwise import Scalar, atan2, cos, log, sigmoid, sin, sqrt, tan
 from sdekit.process.base import check_range
 from sdekit.process.vp import VariancePreserving
 
 
+@door
 @dataclass(frozen=True)
 class CosineVP(VariancePreserving):
     """VP with α = cos(u(t))/cos(u(0)), u = π/2 (t + s)/(1 + s) (Nichol & Dhariwal 2021, eq. 17).

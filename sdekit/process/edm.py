@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.elementwise import Scalar, exp, log, sqrt
 from sdekit.process.base import Process, check_positive_range
 
 
+@door
 @dataclass(frozen=True)
 class EDM(Process):
     """α = 1, σ = t (Karras et al. 2022, section 3 and table 1, column "Ours"): time is the noise level.

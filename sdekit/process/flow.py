@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.elementwise import Scalar, log, log1p, sigmoid, sqrt
 from sdekit.process.base import Process, check_range
 
 
+@door
 @dataclass(frozen=True)
 class Flow(Process):
     """Flow matching's straight path α = 1 − t, σ = t: data at t = 0, noise at t = 1 (Esser et al. 2024, SD3, eq. 13).

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.elementwise import Scalar
 from sdekit.process.base import Process, check_positive_range, check_range
 
 
+@door
 @dataclass(frozen=True)
 class VE(Process):
     """Variance exploding: α = 1, σ = σ_min (σ_max/σ_min)^t (Song et al. 2021, eq. 30–31).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdekit.door import door
 from sdekit.elementwise import Scalar, asinh, exp, expm1, log, softplus, sqrt
 from sdekit.process.base import Process, check_positive_range, check_range
 
@@ -43,6 +44,7 @@ class _LinearBeta(Process):
         return 2 * value / (half + sqrt(half**2 + (self.beta_max - self.beta_min) * value))
 
 
+@door
 @dataclass(frozen=True)
 class VP(_LinearBeta, VariancePreserving):
     """Variance preserving: β(t) linear from β_min to β_max, f = −β/2, g = √β (Song et al. 2021, eq. 32–33).
@@ -55,6 +57,7 @@ class VP(_LinearBeta, VariancePreserving):
         return self._t_of_minus_log_alpha(0.5 * softplus(-2 * half_log_snr))
 
 
+@door
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
     """Sub-VP: VP's drift, g² = β (1 − α⁴), hence σ = 1 − α² (Song et al. 2021, eq. 27–29).

@@ -9,8 +9,9 @@ from sdekit.report.folder import read, rebuild, write
 from sdekit.report.page import html
 from sdekit.report.pictures import contact_sheet, picture, pictures_of
 from sdekit.report.tables import show, show_solvers, tables, text
+from sdekit.report.ways import Origin
 
 __all__ = [
-    "contact_sheet", "csv", "frame", "html", "latex", "picture", "pictures_of", "read", "rebuild", "show",
+    "Origin", "contact_sheet", "csv", "frame", "html", "latex", "picture", "pictures_of", "read", "rebuild", "show",
     "show_solvers", "tables", "text", "write",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,37 @@ def _chart(result: Comparison, cells: Sequence[Cell], metric: str, cost: str) ->
             "scales": scales,
         },
     }  # fmt: skip
+
+
+def packed(drawn: Sequence[Chart]) -> Chart:
+    """The charts with what many of them share written once: lines, what hovering says, and whole sets of values.
+
+    A point is [x, y, its interval's ends or 0, value, number of ``abouts``]; ``page.js`` makes points of it.
+    """
+    lines, abouts, found = dict[str, int](), dict[str, int](), list[Chart]()
+    before: list[Any] = []
+    for chart in drawn:
+        data: list[Any] = []
+        for line in chart["data"]["datasets"]:
+            own = json.dumps({name: value for name, value in line.items() if name != "data"}, ensure_ascii=False)
+            points = [_tight(point, abouts) for point in line["data"]]
+            data.append([lines.setdefault(own, len(lines)), points])
+        rest = {name: value for name, value in chart.items() if name != "data"}
+        if _values(data) == _values(before):  # the same against another cost: its values are those of the chart before
+            found.append({**rest, "x": [[point[0] for point in points] for _, points in data]})
+        else:
+            found.append({**rest, "lines": data})
+            before = data
+    return {"lines": [json.loads(line) for line in lines], "abouts": list(abouts), "charts": found}
+
+
+def _tight(point: Chart, abouts: dict[str, int]) -> list[Any]:
+    ends = [point.get("yMin", 0), point.get("yMax", 0)]
+    return [point["x"], point["y"], *ends, point["value"], abouts.setdefault(point["about"], len(abouts))]
+
+
+def _values(data: Sequence[Any]) -> list[Any]:
+    return [[line, [point[1:] for point in points]] for line, points in data]
 
 
 def look(result: Comparison, solver: str, grid: str) -> tuple[int, str]:
@@ -113,3 +145,8 @@ def _range(values: Sequence[float], floor: float) -> tuple[float, float]:
 
 def _samples(result: Comparison) -> int:
     return result.cells[0].samples
+
+
+def rows_of(result: Comparison) -> list[tuple[str, str]]:
+    """Solver and grid of each row, by which the page's filters number them."""
+    return list(dict.fromkeys((cell.solver, cell.grid) for cell in result.cells))

@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import Any
 
 from sdekit.comparison import Cell, Comparison
+from sdekit.door import door
 from sdekit.jackknife import standard_error
 from sdekit.metrics import METRICS
 from sdekit.ranking import BEST, Matrix, matrix
 from sdekit.report.numbers import measured, shown
 
 _FACTS = (
-    "target", "process", "solver", "grid", "nfe", "samples", "seed", "stochastic", "evaluations", "seconds",
-    "network_seconds", "peak_memory",
+    "target", "process", "solver", "grid", "nfe", "samples", "seed", "stochastic", "evaluations", "rounds",
+    "seconds", "network_seconds", "peak_memory",
 )  # fmt: skip
 _LAST = ("note", "device", "key")
 _SPECIAL = {
@@ -44,6 +45,7 @@ def _row(cell: Cell, names: Sequence[str]) -> list[object]:
     return row + [getattr(cell, fact) for fact in _LAST]
 
 
+@door
 def csv(result: Comparison) -> str:
     """One line a cell, that is for each solver, grid, NFE and seed: costs, metrics, and each one's error and floor.
 
@@ -53,7 +55,7 @@ def csv(result: Comparison) -> str:
     >>> cell = Cell("toy", "VP()", "ddim", "logsnr", 5, 8, 0, metrics={"rmse": 0.1})
     >>> lines = csv(Comparison((cell,), {}, {}, {}, torch.zeros(1))).splitlines()
     >>> lines[0][:50], lines[1]
-    ('target,process,solver,grid,nfe,samples,seed,stocha', 'toy,VP(),ddim,logsnr,5,8,0,False,0.0,0.0,0.0,,0.1,,,,cpu,')
+    ('target,process,solver,grid,nfe,samples,seed,stocha', 'toy,VP(),ddim,logsnr,5,8,0,False,0.0,,0.0,0.0,,0.1,,,,cpu,')
     """
     columns, rows = _rows(result)
     file = io.StringIO()
@@ -63,6 +65,7 @@ def csv(result: Comparison) -> str:
     return file.getvalue()
 
 
+@door
 def frame(result: Comparison) -> Any:
     """The rows and columns of ``csv`` as a pandas frame. Raises ValueError where pandas is not installed."""
     try:
@@ -73,6 +76,7 @@ def frame(result: Comparison) -> Any:
     return pandas.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(columns)})
 
 
+@door
 def latex(result: Comparison, metrics: Sequence[str] | None = None) -> str:
     r"""For each metric a LaTeX table of solvers by NFE, with half of the 95% interval, for the package booktabs.
 

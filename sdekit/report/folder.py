@@ -13,18 +13,21 @@ from typing import Any
 import torch
 
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
+from sdekit.door import FileName, door
 from sdekit.files import read_tensors, write_tensors, write_whole
 from sdekit.identity import identify
 from sdekit.metrics import METRICS
 from sdekit.report.page import About, page
 from sdekit.report.pictures import contact_sheet, picture
 from sdekit.report.tables import text
-from sdekit.results import Store
+from sdekit.report.ways import Origin, packed, pictures_of_ways, unpacked
+from sdekit.results import Previews, Store
 
 PAGE = "report.html"
 
 
-def write(result: Comparison, out: str | Path, command: str = "") -> list[Path]:
+@door
+def write(result: Comparison, out: FileName, command: str = "", origin: Origin | None = None) -> list[Path]:
     """Write ``table.txt``, ``steps-vs-quality.png``, ``samples.png``, ``report.html`` under ``out``; those made.
 
     What the page shows beyond the records (some real data, the spread of the floor, ``command``, the machine) is kept
@@ -32,6 +35,7 @@ def write(result: Comparison, out: str | Path, command: str = "") -> list[Path]:
 
     Args:
         command: how the comparison was made, for the page.
+        origin: the model, and the law where it is known, of which the page then shows how samples come about.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,14 +45,20 @@ def write(result: Comparison, out: str | Path, command: str = "") -> list[Path]:
     found = [table, *[path for path in drawn if path is not None]]
     if not result.cells:
         return found
-    about = About(command, hardware())
+    if origin is None:  # those of the run before, if it was this one
+        tensors, known = _remembered(folder, _run(result.cells[0]))
+        ways = unpacked(tensors, known.get("ways", []))
+    else:
+        ways = pictures_of_ways(result, origin)
+    about = About(command, hardware(), ways=tuple(ways))
     _remember(result, about, folder)
     image = drawn[1].read_bytes() if drawn[1] is not None else b""
     write_whole(folder / PAGE, page([(result, about, image)]).encode())
     return [*found, folder / PAGE]
 
 
-def rebuild(folder: str | Path) -> Path:
+@door
+def rebuild(folder: FileName) -> Path:
     """Write ``report.html`` anew from the records in a folder of ``compare``, of all its runs; its path.
 
     Raises ValueError where there are no records.
@@ -59,7 +69,8 @@ def rebuild(folder: str | Path) -> Path:
     return path / PAGE
 
 
-def read(folder: str | Path) -> list[Comparison]:
+@door
+def read(folder: FileName) -> list[Comparison]:
     """The comparisons whose records a folder of ``compare`` holds, the last begun first.
 
     Records are of one comparison where target, process, network, data and number of samples are the same. Of a cell
@@ -103,9 +114,10 @@ def _found(cells: list[Cell], store: Store, folder: Path) -> _Found:
     left = sorted({cell.seed for cell in last.values()} - shared)
     kept = sorted((cell for cell in last.values() if cell.seed in shared), key=lambda c: (c.grid == ADAPTIVE, c.nfe))
     note = f"Left out, since not every row has them: seeds {', '.join(map(str, left))}." if left else ""
-    real, known = _remembered(folder, _run(kept[0]))
-    about = About(str(known.get("command", "")), str(known.get("hardware", "")), note)
-    samples = {cell.key: x["x"] for cell in kept if real is not None and (x := store.load(cell.key))}
+    tensors, known = _remembered(folder, _run(kept[0]))
+    real, ways = tensors.get("real"), tuple(unpacked(tensors, known.get("ways", [])))
+    about = About(str(known.get("command", "")), str(known.get("hardware", "")), note, ways)
+    samples = Previews(store, [cell.key for cell in kept if real is not None])
     spread = {name: float(value) for name, value in known.get("spread", {}).items()}
     space = str(known.get("space", "data"))
     data = torch.zeros(0, 1) if real is None else real
@@ -126,16 +138,17 @@ def _remember(result: Comparison, about: About, folder: Path) -> None:
     known: Mapping[str, Any] = {
         "command": about.command, "hardware": about.hardware, "spread": dict(result.spread), "space": result.space,
     }  # fmt: skip
+    tensors, words = packed(about.ways)
     path = _about_path(folder, _run(result.cells[0]))
-    write_tensors(path, {"real": result.real}, {"about": json.dumps(known)})
+    write_tensors(path, {"real": result.real, **tensors}, {"about": json.dumps({**known, "ways": words})})
 
 
-def _remembered(folder: Path, run: str) -> tuple[torch.Tensor | None, dict[str, Any]]:
+def _remembered(folder: Path, run: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     path = _about_path(folder, run)
     if not path.is_file():
-        return None, {}
+        return {}, {}
     tensors, header = read_tensors(path)
-    return tensors["real"], json.loads(header["about"])
+    return tensors, json.loads(header["about"])
 
 
 def hardware() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +18,18 @@ from importlib import resources
 from urllib.parse import quote
 
 from sdekit.comparison import ADAPTIVE, Comparison
+from sdekit.door import door
 from sdekit.metrics import METRICS
 from sdekit.ranking import columned, over_seeds
-from sdekit.report.charts import COLOURS, Chart, charts, look
+from sdekit.report.charts import COLOURS, Chart, charts, look, packed, rows_of
 from sdekit.report.export import csv
+from sdekit.report.families import families
 from sdekit.report.numbers import measured
-from sdekit.report.pictures import sheet
+from sdekit.report.pictures import png, sheet
 from sdekit.report.reproduce import reproduce
 from sdekit.report.tables import heading, missing, title
 from sdekit.report.values import adaptive, costs, leaders, reaching, values
+from sdekit.report.ways import Drawn
 
 _SCRIPTS = ("chart.umd.min.js", "chartjs-chart-error-bars.umd.min.js", "page.js")
 _LICENCES = ("chart.LICENSE", "chartjs-chart-error-bars.LICENSE")
@@ -49,13 +51,16 @@ class About:
         command: how the comparison was made; the page works a call out from the records where it is empty.
         hardware: the machine that wrote it.
         note: what was left out.
+        ways: pictures of how samples come about.
     """
 
     command: str = ""
     hardware: str = ""
     note: str = ""
+    ways: Sequence[Drawn] = ()
 
 
+@door
 def html(result: Comparison, *, command: str = "", hardware: str = "") -> str:
     """The page, as text. Raises ValueError where nothing was finished.
 
@@ -72,6 +77,7 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
     """One page of several comparisons, each with its contact sheet as PNG; without one it is drawn."""
     drawn: list[Chart] = []
     sections = [_section(result, about, image, f"run-{i}", drawn) for i, (result, about, image) in enumerate(runs)]
+    rows = [rows_of(result) for result, *_ in runs]
     names = ", ".join(dict.fromkeys(result.cells[0].target for result, *_ in runs))
     scripts = [_static(name) for name in _SCRIPTS]
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
@@ -89,7 +95,7 @@ def page(runs: Sequence[tuple[Comparison, About, bytes]]) -> str:
             "<noscript><p>Pictures and filters need JavaScript; the tables have every value.</p></noscript>",
             *sections,
             "</main>",
-            f'<script type="application/json" id="charts">{_json(drawn)}</script>',
+            f'<script type="application/json" id="charts">{_json({**packed(drawn), "rows": rows})}</script>',
             *[f"<script>{script}</script>" for script in scripts],
             *[f"<!-- {_static(name)} -->" for name in _LICENCES],
             "</body></html>\n",
@@ -104,6 +110,7 @@ def _section(result: Comparison, about: About, image: bytes, key: str, drawn: li
     parts += [_filters(result, key), _contents(names, key)]
     parts += [_metric(mean, metric, f"{key}-{metric}", drawn) for metric in names]
     parts += [adaptive(mean, names), reaching(mean, names), costs(mean), _lost(result), _samples(result, image)]
+    parts += [_way(drawn) for drawn in about.ways]
     return "\n".join([*parts, reproduce(result, about.command, about.hardware), _notes(result), "</section>"])
 
 
@@ -118,8 +125,15 @@ def _filters(result: Comparison, key: str) -> str:
     solvers = list(dict.fromkeys(cell.solver for cell in result.cells))
     grids = list(dict.fromkeys(cell.grid for cell in result.cells))
     colours = {solver: look(result, solver, grids[0])[0] % COLOURS for solver in solvers}
-    boxes = [_box("solver", solver, f'<span class="swatch c{colours[solver]}"></span>') for solver in solvers]
-    groups = [("Solvers", boxes)] + [("Grids", [_box("grid", grid, "") for grid in grids])] * (len(grids) > 1)
+    kinds = families(result.cells)
+    boxes = [
+        _box("solver", solver, f'<span class="swatch c{colours[solver]}"></span>', kinds[solver]) for solver in solvers
+    ]
+    groups = [("Solvers", boxes)]
+    if 1 < len(set(kinds.values())) < len(solvers):
+        groups.insert(0, ("Families", [_box("family", kind) for kind in dict.fromkeys(kinds.values())]))
+    if len(grids) > 1:
+        groups.append(("Grids", [_box("grid", grid) for grid in grids]))
     switches = '<button type="button" data-all="1">all</button><button type="button" data-all="">none</button>'
     sets = [f"<fieldset><legend>{label}</legend>{switches}{''.join(boxes)}</fieldset>" for label, boxes in groups]
     return f'<form class="filters" aria-label="Show" aria-controls="{key}">{"".join(sets)}</form>'
@@ -130,8 +144,9 @@ def _contents(names: Sequence[str], key: str) -> str:
     return f'<nav aria-label="Metrics"><ul>{links}</ul></nav>'
 
 
-def _box(kind: str, value: str, swatch: str) -> str:
+def _box(kind: str, value: str, swatch: str = "", family: str = "") -> str:
     there = f'type="checkbox" checked autocomplete="off" data-{kind}="{escape(value)}"'
+    there += f' data-of="{escape(family)}"' * bool(family)
     return f"<label><input {there}>{swatch}{escape(value)}</label>"
 
 
@@ -169,11 +184,20 @@ def _samples(result: Comparison, image: bytes) -> str:
     )
 
 
+def _way(drawn: Drawn) -> str:
+    title, about = escape(drawn.title), escape(drawn.about)
+    if not drawn.png:
+        return f"<h3>{title}</h3><p>{about}</p>"
+    image = f'<img src="data:image/png;base64,{base64.b64encode(drawn.png).decode()}" alt="{about}">'
+    return (
+        f'<h3>{title}</h3><figure class="sheet"><div class="scroll" tabindex="0" role="group" aria-label="{title}">'
+        f"{image}</div><figcaption>{about}</figcaption></figure>"
+    )
+
+
 def _drawn(result: Comparison) -> bytes:
-    figure, file = sheet(result), io.BytesIO()
-    if figure is not None:
-        figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    figure = sheet(result)
+    return b"" if figure is None else png(figure, 120)
 
 
 def _notes(result: Comparison) -> str:
@@ -193,9 +217,9 @@ def _notes(result: Comparison) -> str:
     return f"<h3>How to read it</h3><ul>{listed}</ul><p>{link}</p>"
 
 
-def _json(drawn: Sequence[Chart]) -> str:
+def _json(drawn: Chart) -> str:
     """As the text of a script, in which nothing ends the script."""
-    text = json.dumps(drawn, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(drawn, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

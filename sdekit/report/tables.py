@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sdekit import solvers
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
+from sdekit.door import door
 from sdekit.jackknife import SIGNIFICANT
 from sdekit.metrics import METRICS
 from sdekit.ranking import BEST, TIED, Matrix, columned, matrix, over_seeds
@@ -22,6 +23,7 @@ _LEGEND = {
 }
 
 
+@door
 def tables(result: Comparison) -> Group:
     """Everything that was measured, for a rich console: a matrix for each metric, then what is missing and why."""
     if not result.cells:
@@ -64,6 +66,7 @@ def missing(cells: Sequence[Cell]) -> list[str]:
     return ["", *lines] if lines else []
 
 
+@door
 def text(result: Comparison) -> str:
     """``tables`` as plain text."""
     console = Console(width=_width(result), color_system=None, force_terminal=False, legacy_windows=False)
@@ -72,6 +75,7 @@ def text(result: Comparison) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
+@door
 def show(result: Comparison, console: Console) -> None:
     """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut."""
     if not console.is_terminal:
@@ -81,6 +85,7 @@ def show(result: Comparison, console: Console) -> None:
     console.print(tables(result), highlight=False)
 
 
+@door
 def show_solvers(console: Console) -> None:
     """Print the registry of solvers as a table."""
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -8,20 +8,22 @@ from html import escape
 from sdekit.comparison import ADAPTIVE, Cell, Comparison
 from sdekit.metrics import METRICS
 from sdekit.ranking import Place, Reach, default_quality, leaderboard, matrix, over_seeds, reach, taken
-from sdekit.report.charts import several_grids
+from sdekit.report.charts import rows_of, several_grids
 from sdekit.report.numbers import evaluations, number, shown
 
 _WORDS = ("rank", "solver", "grid")
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[tuple[Cell, Sequence[str]]], key: str = "") -> str:
-    """A table whose rows a filter finds by solver and grid; their first entry is the row's name. All is text."""
+def table(
+    result: Comparison, caption: str, head: Sequence[str], rows: Iterable[tuple[Cell, Sequence[str]]], key: str = ""
+) -> str:
+    """A table whose rows the filters find by their number in ``rows_of``; first entries are names. All is text."""
+    numbers = {row: i for i, row in enumerate(rows_of(result))}
     place = f' id="{key}"' if key else ""
     kinds = [' class="word"' * (one in _WORDS) for one in head]
     columns = "".join(f'<th scope="col"{kind}>{escape(one)}</th>' for one, kind in zip(head, kinds))
     body = "".join(
-        f'<tr data-solver="{escape(cell.solver)}" data-grid="{escape(cell.grid)}">'
-        f'<th scope="row">{escape(entries[0])}</th>'
+        f'<tr data-row="{numbers[cell.solver, cell.grid]}"><th scope="row">{escape(entries[0])}</th>'
         + "".join(f"<td{kind}>{escape(entry)}</td>" for entry, kind in zip(entries[1:], kinds[1:]))
         + "</tr>"
         for cell, entries in rows
@@ -60,7 +62,7 @@ def values(result: Comparison, metric: str, key: str) -> str:
         rows.append((row[0], [*_named(result, row[0]), *entries]))
     head = [*_head(result), *[f"NFE {n}" for n in found.nfe]]
     return (
-        table(METRICS[metric].label, head, rows, key)
+        table(result, METRICS[metric].label, head, rows, key)
         if rows
         else f'<p id="{key}">The values are in the table of adaptive steps.</p>'
     )
@@ -76,7 +78,7 @@ def leaders(result: Comparison, metric: str) -> str:
     """The ranks at each NFE, folded away."""
     head = ["rank", *_head(result), "value", "floor"]
     tables = [
-        table(f"NFE {n}", head, [(place.cell, _place(result, place, metric)) for place in places])
+        table(result, f"NFE {n}", head, [(place.cell, _place(result, place, metric)) for place in places])
         for n, places in leaderboard(result, metric).items()
     ]
     return f"<details><summary>Leaderboard by NFE</summary>{_beside(tables)}</details>" if tables else ""
@@ -98,7 +100,7 @@ def adaptive(result: Comparison, names: Sequence[str]) -> str:
         for cell in cells
     ]
     head = ["solver", "NFE (mean)", *[METRICS[name].label for name in names]]
-    return table("Adaptive steps: each sample takes what its tolerance asks for", head, rows) if rows else ""
+    return table(result, "Adaptive steps: each sample takes what its tolerance asks for", head, rows) if rows else ""
 
 
 def reaching(result: Comparison, names: Sequence[str]) -> str:
@@ -117,7 +119,7 @@ def reaching(result: Comparison, names: Sequence[str]) -> str:
         ]
         which = f"the best at NFE {middle}" if value > result.floor.get(name, 0.0) else "the floor"
         caption = f"{METRICS[name].label} of {number(value)}, {which}"
-        tables.append(table(caption, [*_head(result), "evaluations", "95% interval"], rows))
+        tables.append(table(result, caption, [*_head(result), "evaluations", "95% interval"], rows))
     how = (
         "Interpolated between the numbers of evaluations that were measured, both axes logarithmic: the first at which"
         " the metric has the value. The interval holds those at which it cannot be told from the value. ≤ is the fewest"
@@ -134,14 +136,15 @@ def _ends(one: Reach) -> str:
 def costs(result: Comparison) -> str:
     """What each row took, for all samples of a cell."""
     cells = [cell for cell in over_seeds(result.cells) if cell.seconds]
-    head = [*_head(result), "NFE", "evaluations", "seconds"]
+    head = [*_head(result), "NFE", "evaluations", "rounds", "seconds"]
     head += ["of the network", "beyond it", "ms an evaluation", "peak MB"]
     caption = (
         f"Seconds of wall time for {result.cells[0].samples} samples; the network's are timed apart, so that on a busy"
-        " machine they may be more than all"
+        " machine they may be more than all. Rounds are calls of the network one after another, fewer than evaluations"
+        " where a run is parallel in time"
     )
     rows = [(cell, [*_named(result, cell), *_cost(cell)]) for cell in cells]
-    return f"<details><summary>Costs</summary>{table(caption, head, rows)}</details>" if rows else ""
+    return f"<details><summary>Costs</summary>{table(result, caption, head, rows)}</details>" if rows else ""
 
 
 def _cost(cell: Cell) -> list[str]:
@@ -150,4 +153,5 @@ def _cost(cell: Cell) -> list[str]:
     times = [number(cell.network_seconds), number(beyond)] if known else ["", ""]
     each = number(cell.seconds / taken(cell) * 1e3)
     memory = "" if cell.peak_memory is None else number(cell.peak_memory / 1e6)
-    return [str(cell.nfe), f"{taken(cell):.4g}", number(cell.seconds), *times, each, memory]
+    rounds = f"{taken(cell) if cell.rounds is None else cell.rounds:.4g}"
+    return [str(cell.nfe), f"{taken(cell):.4g}", rounds, number(cell.seconds), *times, each, memory]

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.files import read_tensors, write_tensors
 from sdekit.grid import Grid
 from sdekit.names import OneOf, check_options, options_of
@@ -47,6 +48,7 @@ _POINTS, _WEIGHTS = (np.polynomial.legendre.leggauss(8)[0] + 1) / 2, np.polynomi
 _INNER = (_POINTS[:, None] ** np.arange(1, 9) / np.arange(1, 9)) @ np.linalg.inv(np.vander(_POINTS, increasing=True))
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """A model's l, s and b at some λ, cubic splines between them (Zheng et al. 2023, eq. 5 and 11).

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any
 
+from sdekit.door import Count, Evaluations, door
 from sdekit.grid import Grid, GridSpec, identified, without_data
 from sdekit.names import Option, check_options, lookup, options_of, parse
 from sdekit.prediction import PREDICTIONS, convert
@@ -21,6 +22,7 @@ Split = Callable[[int], Sequence[int]]
 Vary = Callable[..., Mapping[str, Any]]
 
 
+@door
 @dataclass(frozen=True)
 class Solver:
     """A solver: ``rows(grid, **options)`` yields its table.
@@ -93,12 +95,13 @@ class Solver:
         """Whether it draws noise with these options."""
         return bool(self.plan(self.process or VP(), steps=3).intervals)
 
+    @door
     def plan(
         self,
         process: Process,
         *,
-        nfe: int | None = None,
-        steps: int | None = None,
+        nfe: Evaluations | None = None,
+        steps: Evaluations | None = None,
         grid: GridSpec = "auto",
         final: str = "auto",
     ) -> Plan:
@@ -180,6 +183,7 @@ def check_count(name: str, value: object, low: int, why: str) -> None:
         raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")
 
 
+@door
 @lru_cache
 def full_steps(evaluations: int) -> Split:
     """Steps of ``evaluations`` each, and one step for the rest (Lu et al. 2022, DPM-Solver-fast's rule).
@@ -190,6 +194,7 @@ def full_steps(evaluations: int) -> Split:
     return lambda budget: [evaluations] * (budget // evaluations) + [budget % evaluations] * (budget % evaluations > 0)
 
 
+@door
 @lru_cache
 def starting(evaluations: int, steps: int) -> Split:
     """The first ``steps`` steps of ``evaluations`` each, as far as the budget goes, then steps of one.
@@ -201,13 +206,14 @@ def starting(evaluations: int, steps: int) -> Split:
     return lambda budget: [*first(min(budget, evaluations * steps)), *[1] * (budget - evaluations * steps)]
 
 
+@door
 def register(
     name: str,
     *,
     order: int,
     predicts: str,
     reference: str,
-    evaluations: int = 1,
+    evaluations: Count = 1,
     split: Split | None = None,
     invariant: bool = True,
     pathwise: bool = True,
@@ -265,7 +271,8 @@ def names() -> list[str]:
     return sorted(_SOLVERS)
 
 
-def get(spec: str | Solver) -> Solver:
+@door
+def get(solver: str | Solver) -> Solver:
     """The solver of that name, with options as in ``"ddim(eta=0.5)"``.
 
     Raises ValueError for an unknown name, option, or value.
@@ -273,16 +280,16 @@ def get(spec: str | Solver) -> Solver:
     >>> get("ddim").stochastic, get("ddim(eta=1.0)").stochastic
     (False, True)
     """
-    if isinstance(spec, Solver):
-        return spec
-    name, options = parse(spec)
+    if isinstance(solver, Solver):
+        return solver
+    name, options = parse(solver)
     if name in FITTED:
         raise ValueError(f"solver {name!r} has to be fitted to a model first: {FITTED[name]} returns it, for solver=")
-    solver = lookup("solver", name, _SOLVERS)
-    if not options and solver.vary is None:
-        return solver
-    available = solver.available
+    found = lookup("solver", name, _SOLVERS)
+    if not options and found.vary is None:
+        return found
+    available = found.available
     check_options(name, available, options)
     every = {option: options.get(option, known.default) for option, known in available.items()}
-    varied = solver.vary(**every) if solver.vary else {}
-    return replace(solver, options=tuple(sorted(options.items())), **varied)
+    varied = found.vary(**every) if found.vary else {}
+    return replace(found, options=tuple(sorted(options.items())), **varied)

@@ -21,12 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import door
+from sdekit.names import Between, OneOf
 from sdekit.process import Knot
 
 Coefficient = float | Tensor
@@ -35,6 +37,7 @@ DATA = Knot(t=0.0, alpha=1.0, sigma=0.0, half_log_snr=math.inf)
 """Where x lies after the final denoising."""
 
 
+@door
 @dataclass(frozen=True)
 class Draw:
     """c·z, with z the unit Wiener increment over [start, end] in λ; equal intervals are the same z.
@@ -58,6 +61,7 @@ class Draw:
             )
 
 
+@door
 @dataclass(frozen=True)
 class Row:
     """x ← anchor·(the anchor) + Σ_j history[j]·F_{−j} + shift + Σ noise, after which x lies at ``to``.
@@ -90,6 +94,7 @@ class Row:
         )
 
 
+@door
 @dataclass(frozen=True)
 class Plan:
     """The rows of a run from ``start``, written for predictions of kind ``predicts``.
@@ -240,7 +245,8 @@ def _number(value: Coefficient) -> str:
     return f"tensor{list(value.shape)}" if isinstance(value, Tensor) else f"{value:>12.6g}"
 
 
-def phi(order: int, h: float) -> float:
+@door
+def phi(order: Annotated[int, Between(0, 100)], h: Annotated[float, Between(-700, 700)]) -> float:
     """φ_k(h) = ∫_0^1 e^{(1−u)h} u^{k−1}/(k−1)! du: φ_0 = e^h, φ_{k+1} = (φ_k − 1/k!)/h.
 
     The functions of exponential integrators (Hochbruck & Ostermann 2010, eq. 2.10), to rounding at any h.
@@ -261,7 +267,10 @@ def phi(order: int, h: float) -> float:
     return value
 
 
-def exponential(kind: str, s: Knot, t: Knot, count: int) -> tuple[float, list[float]]:
+@door
+def exponential(
+    kind: Annotated[str, OneOf("eps", "x0")], s: Knot, t: Knot, count: Annotated[int, Between(0, 100)]
+) -> tuple[float, list[float]]:
     """The exact step of the probability-flow ODE, for a prediction that is a polynomial in λ between s and t.
 
     With u = (λ − λ_s)/h, h = λ_t − λ_s (Lu et al. 2022, DPM-Solver proposition 3.1, DPM-Solver++ proposition 4.1):
@@ -280,10 +289,16 @@ def exponential(kind: str, s: Knot, t: Knot, count: int) -> tuple[float, list[fl
     return anchor, [scale * h * math.factorial(k) * phi(k + 1, z) for k in range(count)]
 
 
+@door
 def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     """Weights w with Σ_j w_j u_j^k = moments[k]: a linear functional of the polynomial through values at ``nodes``.
 
     >>> [round(w, 12) for w in quadrature([0.0, -1.0], [1.0, 0.5])]  # Adams-Bashforth
     [1.5, -0.5]
     """
-    return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()
+    if len(nodes) != len(moments):
+        raise ValueError(f"nodes, moments: {len(nodes)} and {len(moments)} given: there must be as many of each")
+    try:
+        return np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)).tolist()
+    except np.linalg.LinAlgError:
+        raise ValueError(f"nodes={list(nodes)}: they must differ") from None

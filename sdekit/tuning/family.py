@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Seed, Shape, door, record
 from sdekit.grid import GridSpec
 from sdekit.model import in_evaluation_mode
 from sdekit.process import Process
@@ -37,6 +38,7 @@ KNEE = 0.5
 """Of the loss, in medians: with that of ``tune``, 5, few starts far away were mended at the cost of the median."""
 
 
+@record
 @dataclass(frozen=True)
 class Family(Solver):
     """What ``tune_family`` returns, a value for ``solver=``: it runs with any number of evaluations of its range.
@@ -87,18 +89,19 @@ class Family(Solver):
         write_family(self, path)
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def tune_family(
     model: Model,
-    shape: Sequence[int],
+    shape: Shape,
     nfe: range = range(4, 21),
     *,
-    starts: int | None = None,
+    starts: Count | None = None,
     budget: int | None = None,
     endpoints: Endpoints | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    batch_size: Count | None = None,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Family:
@@ -124,6 +127,8 @@ def tune_family(
             f"nfe={nfe!r}: it must be a range of at least 2 numbers from {LEAST} to {MOST}, as range(4, 21)"
         )
     event = tuple(check_shape(shape, None)[1:])
+    if not event:
+        raise ValueError(f"shape={tuple(shape)}: it must be [n, *event], with at least one dimension of event")
     starts = starts_for(math.prod(event)) if starts is None else starts
     budget = BUDGET * starts if budget is None else budget
     check_count("budget", budget, 0, "it counts network evaluations")

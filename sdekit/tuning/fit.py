@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sdekit.door import Count, Evaluations, Seed, Shape, door
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
@@ -43,20 +45,21 @@ class Interrupted(KeyboardInterrupt):
         self.plan = plan
 
 
+@door
 @in_evaluation_mode
 @torch.no_grad()
 def tune(
     model: Model,
-    shape: Sequence[int],
-    nfe: int,
+    shape: Shape,
+    nfe: Evaluations,
     *,
-    starts: int | None = None,
+    starts: Count | None = None,
     budget: int | None = None,
-    memory: int = 4,
+    memory: Count = 4,
     choices: Sequence[tuple[str, str]] = CANDIDATES,
     endpoints: Endpoints | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    batch_size: Count | None = None,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **conditions: Any,
 ) -> Tuned:
@@ -103,11 +106,16 @@ def tune(
     check_count("nfe", nfe, 2, "one evaluation leaves nothing to tune")
     check_count("memory", memory, 1, "a row uses at least the prediction just made")
     event = tuple(check_shape(shape, None)[1:])
+    if not event:
+        raise ValueError(f"shape={tuple(shape)}: it must be [n, *event], with at least one dimension of event")
+    if not choices:
+        raise ValueError("choices=(): at least one solver with its grid is needed to begin with")
     starts = starts_for(math.prod(event)) if starts is None else starts
     budget = BUDGET * starts if budget is None else budget
     free = free_count(nfe, min(memory, nfe))
     check_count("budget", budget, 0, "it counts network evaluations")
-    check_count("starts", starts, 2 * free, f"half of them are to determine {free} free numbers, half to choose")
+    wanted = f"half of them are to determine {free} free numbers of nfe={nfe}, half to choose"
+    check_count("starts", starts, 2 * free, wanted)
     check_conditions(model, conditions, tune)
     found = candidates(model.process, nfe, choices)
     held, train = starts // 2, starts - starts // 2
@@ -150,7 +158,16 @@ def prepare(
     """The pairs of both streams, and what the record says of the teacher."""
     x = torch.cat([starts(model, event, stream, n, seed) for stream, n in sizes.items()])
     if endpoints is not None:
-        end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
+        try:
+            inspect.signature(endpoints).bind(x, **conditions)
+        except TypeError as error:
+            raise ValueError(f"endpoints: it is called with the starts and the conditions: {error}") from None
+        try:
+            end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
+        except RuntimeError as error:
+            raise ValueError(f"endpoints: it fails on starts {list(x.shape)}, {x.dtype}: {error}") from error
+        if not isinstance(end, Tensor):
+            raise ValueError(f"endpoints: it gives {type(end).__name__}, not a tensor of the starts' shape")
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)
         teacher = {"evaluations": nfe, "gap": gap}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdekit.door import door
 from sdekit.grid import Grid, GridSpec
 from sdekit.process import Process
 from sdekit.solvers.registry import Solver, full_steps
@@ -19,6 +20,7 @@ def no_rows(grid: Grid) -> Iterator[Row]:
     raise ValueError("a tuned solver is one table from t_max to the denoised end, and has no steps between other times")
 
 
+@door
 @dataclass(frozen=True)
 class Tuned(Solver):
     """What ``tune`` returns, a value for ``solver=``: it runs with its own number of evaluations, on its own times.

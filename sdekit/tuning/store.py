@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sdekit.door import FileName, door
 from sdekit.files import write_whole
 from sdekit.identity import UnidentifiedError, alike, behaviour, identify
 from sdekit.names import lookup
@@ -59,7 +60,8 @@ def write_family(family: Family, path: str | os.PathLike[str]) -> None:
     write_whole(path, (json.dumps(contents, indent=1) + "\n").encode())
 
 
-def load_solver(path: str | os.PathLike[str], model: Model | None = None, *, force: bool = False) -> Tuned | Family:
+@door
+def load_solver(path: FileName, model: Model | None = None, *, force: bool = False) -> Tuned | Any:
     """The solver that ``Tuned.save`` or ``Family.save`` wrote.
 
     Args:

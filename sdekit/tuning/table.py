@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.door import door
 from sdekit.prediction import convert
 from sdekit.process import Process
 from sdekit.sampling import Model
 from sdekit.solvers.tableau import DATA, Plan, Row
 
 
+@door
 @dataclass(frozen=True)
 class Table:
     """N evaluations and the N rows between them; ``history[i]`` holds b_i0 … b_ii, oldest first.

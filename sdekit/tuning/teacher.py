@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.door import Count, Seed, door
+from sdekit.names import lookup
 from sdekit.noise import key, normal
 from sdekit.sampling import Model, batched, sample
 
@@ -23,7 +25,8 @@ TOLERANCE = 2e-3
 Endpoints = Callable[..., Tensor]
 
 
-def starts(model: Model, event: tuple[int, ...], stream: str, n: int, seed: int = 0) -> Tensor:
+@door
+def starts(model: Model, event: tuple[Count, ...], stream: str, n: Count, seed: Seed = 0) -> Tensor:
     """n states at t_max [n, *event] of one of ``STREAMS``, float64 where the device has it.
 
     >>> from sdekit import ScoreModel, VP
@@ -33,7 +36,7 @@ def starts(model: Model, event: tuple[int, ...], stream: str, n: int, seed: int 
     """
     samples = torch.arange(n, device=model.device)
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
-    z = normal(key(seed, STREAMS[stream]), 0, samples, event, dtype)
+    z = normal(key(seed, lookup("stream", stream, STREAMS)), 0, samples, event, dtype)
     return z * model.process.knot(model.process.t_max).sigma
 
 

@@ -1,6 +1,18 @@
 "use strict";
 // hands the specifications to Chart.js: colours of the page, the words of the hover, the filters
-const specifications = JSON.parse(document.getElementById("charts").textContent);
+const page = JSON.parse(document.getElementById("charts").textContent);
+let values = [];
+// what many charts share is in the page once: lines, and the values of the chart before against another cost
+const specifications = page.charts.map(({ lines, x, ...chart }) => {
+  values = lines ?? values;
+  const datasets = values.map(([line, points], i) => ({
+    ...page.lines[line],
+    data: points.map(([cost, y, yMin, yMax, value, about], j) => ({
+      x: x ? x[i][j] : cost, y, ...(yMax ? { yMin, yMax } : {}), value, about: page.abouts[about],
+    })),
+  }));
+  return { ...chart, data: { datasets } };
+});
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const drawn = [];
 
@@ -58,9 +70,13 @@ function repaint() {
 function filter(section) {
   const off = (kind) =>
     new Set([...section.querySelectorAll(`input[data-${kind}]:not(:checked)`)].map((box) => box.dataset[kind]));
-  const solvers = off("solver"), grids = off("grid");
+  const solvers = off("solver"), grids = off("grid"), families = off("family");
+  for (const box of section.querySelectorAll("input[data-of]")) {
+    if (families.has(box.dataset.of)) solvers.add(box.dataset.solver);
+  }
   const away = (solver, grid) => solvers.has(solver) || grids.has(grid);
-  for (const row of section.querySelectorAll("tr[data-solver]")) row.hidden = away(row.dataset.solver, row.dataset.grid);
+  const rows = page.rows[Number(section.id.replace("run-", ""))].map((row) => away(...row));
+  for (const row of section.querySelectorAll("tr[data-row]")) row.hidden = rows[row.dataset.row];
   for (const one of drawn.filter((one) => one.section === section)) {
     one.chart.data.datasets.forEach((line) => (line.hidden = away(line.solver, line.grid)));
     one.chart.update("none");
