@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sdekit.door import Count, Evaluations, Seed, Shape, door
 from sdekit.model import in_evaluation_mode
