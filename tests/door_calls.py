@@ -449,6 +449,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "interop.k_diffusion.sampler": lambda: {
         "solver": "ddim", "coordinates": "auto", "seed": 0, "noise": "independent"
     },
+    "interop.k_diffusion.sigmas": lambda: {"solver": tuned()},
     "interop.k_diffusion.wrap": lambda: {"denoiser": net, "sigma_min": 0.02, "sigma_max": 80.0},
     "interop.score_sde.load": lambda: {"net": small_unet(), "path": saved(), "ema": False},
     "interop.score_sde.wrap": lambda: {"net": net, "process": VP(), "labels": None, "scales": 1000},

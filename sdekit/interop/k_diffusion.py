@@ -165,6 +165,7 @@ def _tuned(solver: Tuned, coordinates: str, levels: list[float]) -> tuple[Proces
     return process, list(solver.table.times), solver.plan(process)
 
 
+@door
 def sigmas(solver: Solver) -> Tensor:
     """The σ that a tuned solver was fitted with, a 0 at their end, in float64: ``sampler`` runs it on no other list.
 
