@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.door import Count, Evaluations, Seed, Shape, door
+from sdekit.door import Count, Evaluations, Seed, Shape, door, shown
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
@@ -172,9 +172,9 @@ def prepare(
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)
         teacher = {"evaluations": nfe, "gap": gap}
-    if end.shape != x.shape or not bool(end.isfinite().all()):
+    if not isinstance(end, Tensor) or end.shape != x.shape or not bool(end.isfinite().all()):
         raise ValueError(
-            f"endpoints: shape {list(end.shape)} for starts {list(x.shape)}: equal and finite ones are needed"
+            f"endpoints: {shown(end)} for starts {list(x.shape)}: a tensor of that shape, finite, is needed"
         )
     pairs = Pairs.of(x, end.to(x.dtype), conditions)
     train, validation = pairs.part(0, sizes["train"]), pairs.part(sizes["train"], sizes["validation"])
