@@ -31,6 +31,13 @@ def circle():
     return model, sk.tune_family(model, (1, 2), RANGE, starts=400, budget=1_600_000)
 
 
+@pytest.fixture(scope="module")
+def straight():
+    """Not fitted at all: what it is does not depend on that."""
+    model = eight_modes()
+    return model, sk.tune_family(model, (1, 2), RANGE, starts=192, budget=0)
+
+
 def test_it_beats_every_untuned_cell_with_a_number_that_was_not_fitted(circle):
     model, family = circle
     assert family.record["stage"] == "refined"
@@ -71,8 +78,8 @@ def test_what_bends_the_curve_vanishes_with_many_evaluations():
     assert many < few / 8  # as 1/N
 
 
-def test_it_is_a_value_for_solver_and_names_what_it_refuses(circle):
-    model, family = circle
+def test_it_is_a_value_for_solver_and_names_what_it_refuses(straight):
+    model, family = straight
     out = sk.sample(model, (5, 2), solver=family, nfe=7, seed=0)
     assert (out.nfe, out.sigma, family.stochastic, family.name) == (7, 0.0, False, "tuned-4-12")
     assert torch.equal(sk.sample(model, (5, 2), solver=family, nfe=7, seed=0, batch_size=2).x, out.x)
@@ -89,8 +96,8 @@ def test_it_is_a_value_for_solver_and_names_what_it_refuses(circle):
         sk.sample(eight_modes(sk.Flow()), (5, 2), solver=family, nfe=5)
 
 
-def test_it_is_read_as_it_was_written_and_each_number_is_checked(circle, tmp_path):
-    model, family = circle
+def test_it_is_read_as_it_was_written_and_each_number_is_checked(straight, tmp_path):
+    model, family = straight
     path = tmp_path / "new" / "family.json"
     family.save(path)
     again = sk.solvers.load(path, model)
@@ -119,10 +126,10 @@ def test_it_is_read_as_it_was_written_and_each_number_is_checked(circle, tmp_pat
             sk.solvers.load(edited)
 
 
-def test_without_a_budget_the_curve_stays_straight(circle):
-    model, _ = circle
+def test_without_a_budget_the_curve_stays_straight():
+    model = eight_modes()
     told = []
-    family = sk.tune_family(model, (1, 2), range(4, 6), starts=200, budget=0, progress=lambda *x: told.append(x))
+    family = sk.tune_family(model, (1, 2), range(4, 6), starts=192, budget=0, progress=lambda *x: told.append(x))
     assert family.record["stage"] == "search"
     assert set(family.curve.numbers) == {0.0}
     assert family.record["start"] == family.record["validation"]
@@ -130,8 +137,8 @@ def test_without_a_budget_the_curve_stays_straight(circle):
     assert family.record["evaluations"] <= told[0][2]
 
 
-def test_ctrl_c_keeps_the_best_so_far(circle):
-    model, _ = circle
+def test_ctrl_c_keeps_the_best_so_far():
+    model = eight_modes()
     calls = 0
 
     def stop(what, done, total):
@@ -145,8 +152,8 @@ def test_ctrl_c_keeps_the_best_so_far(circle):
     assert sk.sample(model, (2, 2), solver=caught.value.plan, nfe=5).nfe == 5
 
 
-def test_bad_input_is_named(circle):
-    model, _ = circle
+def test_bad_input_is_named():
+    model = eight_modes()
     for nfe in (range(4, 21, 2), range(2, 9), range(4, 5), range(4, 300)):
         with pytest.raises(ValueError, match="it must be a range of at least 2 numbers from 3 to 100"):
             sk.tune_family(model, (1, 2), nfe)

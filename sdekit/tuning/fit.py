@@ -167,8 +167,6 @@ def prepare(
             end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
         except RuntimeError as error:
             raise ValueError(f"endpoints: it fails on starts {list(x.shape)}, {x.dtype}: {error}") from error
-        if not isinstance(end, Tensor):
-            raise ValueError(f"endpoints: it gives {type(end).__name__}, not a tensor of the starts' shape")
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)
         teacher = {"evaluations": nfe, "gap": gap}
