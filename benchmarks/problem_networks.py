@@ -18,7 +18,7 @@ import problem_data as data
 import torch
 from torch import Tensor, nn
 
-from sdekit import VE, CosineVP, DiscreteVP, Flow, Process, ScoreModel
+from sdekit import VE, VP, CosineVP, DiscreteVP, Flow, Process, ScoreModel
 from sdekit.files import read_tensors, write_tensors
 from sdekit.nn import UNet
 from sdekit.nn.unet import time_features
@@ -76,6 +76,10 @@ RECIPES = {
     "digits": Recipe(
         lambda: data.all_digits().float(), lambda: _unet(ScaledUNet), VE(), Denoising("eps", batch=64),
         Optimisation(steps=1500, lr=2e-3, ema=0.995),
+    ),
+    "digits-vp": Recipe(  # for tuning.py: another network of the data and the process of the shipped one
+        lambda: data.all_digits().float(), _unet, VP(), Denoising("v", batch=64),
+        Optimisation(steps=2500, lr=2e-3, ema=0.995),
     ),
     "faces": Recipe(
         lambda: data.small_faces().float(), _unet, CosineVP(), Denoising("v", batch=64),

@@ -21,6 +21,7 @@ from overhead import SHAPE, STEPS, best_of
 from torch import Tensor
 
 import sdekit as sk
+from sdekit.prediction import convert
 
 LIKE, CLIPPING = diffusers.DDPMScheduler(clip_sample=False), diffusers.DDPMScheduler()
 SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m-corrected", "unipc-3", "heun", "ddpm")
@@ -53,8 +54,16 @@ def wrapping(repeats: int) -> dict[str, float]:
     wrap: Any = sk.interop.diffusers.wrap
     model, clipped, conditional = wrap(network, LIKE), wrap(network, CLIPPING), wrap(labelled, LIKE)
 
+    c_x, c_F = convert("eps", "x0", model.process, 0.5)  # noqa: N806
+
     def eps(model: Any, x: Tensor, **conditions: Any) -> Tensor:
         return model.predict("eps", x, 0.5, **conditions)
+
+    def clip(x: Tensor) -> Tensor:
+        """What ``clip_sample`` has to compute, with all coefficients ready; the times are made, as ``predict`` does."""
+        output = network(x, timestep=x.new_full((len(x),), 499.0), return_dict=False)[0]
+        x0 = torch.add(x * c_x, output, alpha=c_F)
+        return torch.add(output, x0.clamp(-1.0, 1.0) - x0, alpha=1 / c_F)
 
     return best_of(
         {
@@ -63,6 +72,7 @@ def wrapping(repeats: int) -> dict[str, float]:
             "wrap's adapter, with labels": partial(calls, conditional.net, x, times, class_labels=labels),
             "wrap, model.predict": partial(calls, partial(eps, model), x),
             "wrap, model.predict with labels": partial(calls, partial(eps, conditional), x, class_labels=labels),
+            "clipping written by hand": partial(calls, clip, x),
             "wrap with clip_sample": partial(calls, partial(eps, clipped), x),
         },
         repeats,

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,16 @@ from torch import Tensor
 
 import sdekit as sk
 from sdekit.grid import GRIDS
+from sdekit.sampling import batched
+from sdekit.tuning.fit import starts_for
 from sdekit.tuning.search import CANDIDATES
 from sdekit.tuning.teacher import distance, solve, starts
 
 FOLDER = Path("out/tuning")
+KINDS = ("median", "rmse")
+FRECHET_NFE, FRECHET_CELLS = 8, 12
+SCREEN, KEPT = 64, 15
+"""With --every: the cells of the registry are tried on so many starts, and the best of them by each error kept."""
 
 
 def ends(one: Problem, start: Tensor, **conditions: Any) -> Tensor:
@@ -44,8 +52,22 @@ def ends(one: Problem, start: Tensor, **conditions: Any) -> Tensor:
 
 
 def untuned(one: Problem, nfe: int, start: Tensor, end: Tensor, every: bool, **conditions: Any) -> dict[str, Tensor]:
-    """The errors of each cell [n], by solver and grid."""
-    cells = product(sk.solvers.names(), GRIDS) if every else CANDIDATES
+    """The errors of the cells [n], by solver and grid; with ``every`` of those in front on the first ``SCREEN``."""
+    if not every:
+        return _cells(one, nfe, start, end, CANDIDATES, conditions)
+    named = [*product(sk.solvers.names(), GRIDS), *CANDIDATES]
+    few = {name: value[:SCREEN] for name, value in batched(conditions, len(start)).items()}
+    screened = _cells(one, nfe, start[:SCREEN], end[:SCREEN], named, {**conditions, **few})
+    front = dict.fromkeys(
+        name for kind in KINDS for name in sorted(screened, key=lambda name: _error(screened[name], kind).item())[:KEPT]
+    )
+    kept = [cell for cell in named if " ".join(cell) in front]
+    return _cells(one, nfe, start, end, [*kept, *CANDIDATES], conditions)
+
+
+def _cells(
+    one: Problem, nfe: int, start: Tensor, end: Tensor, cells: Sequence[tuple[str, str]], conditions: dict[str, Any]
+) -> dict[str, Tensor]:
     found = {}
     for solver, grid in dict.fromkeys([("auto", "auto"), *cells]):
         try:
@@ -79,10 +101,11 @@ def measure(one: Problem, nfe: int, options: argparse.Namespace) -> dict[str, An
         return ends(one, start, **conditions)
 
     began = time.process_time()
-    fit = {"starts": options.starts, "budget": options.budget, "seed": options.seed, **one.conditions(options.starts)}
+    sizes = options.starts or starts_for(math.prod(one.event))
+    fit = {"starts": sizes, "budget": options.budget, "seed": options.seed, **one.conditions(sizes)}
     plan = sk.tune(one.model, (1, *one.event), nfe, endpoints=None if one.target is None else own_ends, **fit)
     seconds = time.process_time() - began
-    plan.save(FOLDER / f"{one.name.replace('/', '-')}-{nfe}-{options.starts}-{options.seed}.json")
+    plan.save(FOLDER / f"{one.name.replace('/', '-')}-{nfe}-{sizes}-{options.seed}.json")
     start, conditions = starts(one.model, one.event, "report", options.report), one.conditions(options.report)
     end = ends(one, start, **conditions)
     with torch.no_grad():
@@ -99,37 +122,35 @@ def measure(one: Problem, nfe: int, options: argparse.Namespace) -> dict[str, An
         "ratio": {kind: ratio(tuned, others[best[kind]], kind) for kind in KINDS},
         "to_start": {kind: ratio(tuned, origin, kind) for kind in KINDS},
         "auto": {kind: ratio(tuned, others["auto auto"], kind) for kind in KINDS},
-        **({"frechet": frechet(one, plan, others, nfe)} if options.frechet else {}),
+        **({"frechet": frechet(one, plan)} if options.frechet else {}),
     }  # fmt: skip
 
 
-KINDS = ("median", "rmse")
-
-
-def frechet(one: Problem, plan: sk.tuning.Tuned, others: dict[str, Tensor], nfe: int, n: int = 1024) -> dict[str, Any]:
-    """Fréchet distance to the held-out digits in the features of ``compare``, of the plan and of the best cells."""
+def frechet(one: Problem, plan: sk.tuning.Tuned, seeds: Sequence[int] = (11, 12, 13), n: int = 2048) -> dict[str, Any]:
+    """Fréchet distance to the held-out digits in the features of ``compare``, a number a seed: of the plan, and of the
+    best cell with ``FRECHET_NFE`` evaluations, chosen by another seed among those with the smallest errors."""
     from sdekit.data import digits
     from sdekit.metrics import METRICS
     from sdekit.nn import digits_features
 
     features, real, distance_of = digits_features(), digits().held_out, METRICS["frechet"].distance
-    shown = sorted(others, key=lambda name: others[name].median().item())[:20]
 
-    def value(**run: Any) -> float:
+    def value(seed: int, count: int = n, **run: Any) -> float:
         with torch.no_grad():
-            x = sk.sample(one.model, (n, *one.event), seed=11, batch_size=256, **run).x
+            x = sk.sample(one.model, (count, *one.event), seed=seed, batch_size=256, **run).x
             return round(distance_of(features(x), features(real)).item(), 2)
 
-    cells = {
-        name: value(solver=name.split()[0], grid=name.split(" ", 1)[1], nfe=nfe)
-        for name in shown
-        if "(" not in name.split(" ")[0]
-    }
-    return {"tuned": value(solver=plan), "best": min(cells.items(), key=lambda cell: cell[1])}
+    start = starts(one.model, one.event, "report", 256)
+    cells = untuned(one, FRECHET_NFE, start, ends(one, start), every=True)
+    front = sorted(cells, key=lambda name: _error(cells[name], "median").item())[:FRECHET_CELLS]
+    runs = {name: dict(zip(("solver", "grid"), name.split(" ", 1)), nfe=FRECHET_NFE) for name in front}
+    chosen = min(runs, key=lambda name: value(7, 1024, **runs[name]))
+    others = [value(seed, **runs[chosen]) for seed in seeds]
+    return {"tuned": [value(seed, solver=plan) for seed in seeds], "best": [chosen, others]}
 
 
 def show(record: dict[str, Any]) -> None:
-    parts = [f"{record['problem']:22}{record['nfe']:>4}{record['starts']:>6}"]
+    parts = [f"{record['problem']:22}{record['nfe']:>4}{record['starts'] or '':>6}"]
     for kind in KINDS:
         value, low, high = record["ratio"][kind]
         name, other = record["best"][kind]
@@ -147,9 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=list(PROBLEM))
     parser.add_argument("--nfe", default="4,5,6,8,10,15")
-    parser.add_argument("--starts", type=int, default=200, help="of the fit")
+    parser.add_argument("--starts", type=int, help="of the fit; by default what tune takes")
     parser.add_argument("--report", type=int, default=256, help="fresh starts")
-    parser.add_argument("--budget", type=int, default=1_500_000)
+    parser.add_argument("--budget", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", action="store_true")
     parser.add_argument("--frechet", action="store_true")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
     from sdekit.sampling import Solution, march, sample
     from sdekit.thresholding import Thresholded
-    from sdekit.tuning import load_solver, tune
+    from sdekit.tuning import load_solver, tune, tune_family
 
 _NAMES = {
     "adaptive": ("Adaptive", "AdaptiveSolution", "sample_adaptive"),
@@ -56,7 +56,7 @@ _NAMES = {
     "process": ("EDM", "VE", "VP", "CosineVP", "DiscreteVP", "Flow", "Process", "SubVP"),
     "sampling": ("Solution", "march", "sample"),
     "thresholding": ("Thresholded",),
-    "tuning": ("load_solver", "tune"),
+    "tuning": ("load_solver", "tune", "tune_family"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
@@ -74,7 +74,7 @@ __all__ = [
     "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
     "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "inverse", "latent", "load_solver",
     "log_prob", "march", "metrics", "nn", "ode", "parallel", "plots", "report", "sample", "sample_adaptive", "solvers",
-    "table_times", "targets", "training", "tune", "tuning",
+    "table_times", "targets", "training", "tune", "tune_family", "tuning",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from sdekit.sampling import Model, Solution, Wrapper
 from sdekit.solvers.registry import check_count
 
 Network = Callable[[Tensor], Any]
+# how torch's kernels, and our own networks, say that x's shape is not theirs
+_SHAPES = re.compile(r"\bshapes\b|\bsize\b|\bchannels\b|\bdimensions?\b|^x has shape|for x of shape")
 
 
 @door
@@ -50,8 +53,16 @@ class Latent(Wrapper):
         return getattr(self.model, "predicts", "eps")
 
     def predict(self, kind: str, x: Tensor, t: float | Tensor, /, **conditions: Any) -> Tensor:
-        """The model's prediction, of latents."""
-        return self.model.predict(kind, x, t, **conditions)
+        """The model's prediction, of latents. Raises ValueError where its network fails on x's shape, as on data's."""
+        try:
+            return self.model.predict(kind, x, t, **conditions)
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _SHAPES.search(str(error)):
+                raise
+            raise ValueError(
+                f"the network fails on x of shape {list(x.shape)}: {error}. This model works in the space of latents:"
+                " of data, its encode(data) makes them"
+            ) from error
 
     def decode(self, z: Tensor | Solution | AdaptiveSolution, batch_size: int | None = None) -> Tensor:
         """decoder(z/scale + shift), ``batch_size`` at a time, in evaluation mode and without gradients.

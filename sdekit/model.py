@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Integral
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit.door import FloatDtype, door
-from sdekit.names import lookup
+from sdekit.names import lookup, unknown
 from sdekit.prediction import PREDICTIONS, convert
 from sdekit.process import DiscreteVP, Process, State, Time, match
 
@@ -104,8 +104,9 @@ class ScoreModel:
     Attributes:
         nfe: calls of the network so far, each a whole batch.
 
-    Raises ValueError for unknown names, for a velocity and a time that run against each other, and at a call whose
-    result has another shape or device than x.
+    Raises ValueError for unknown names, for a velocity and a time that run against each other, and at a call with
+    conditions that the network does not take, without those that it needs, or whose result has another shape or device
+    than x.
 
     >>> from sdekit.process import VP
     >>> model = ScoreModel(lambda x, t: 0.5 * x, VP(), predicts="eps")
@@ -193,6 +194,10 @@ class ScoreModel:
                     " inside a function, says it itself. Times the network casts to what it needs"
                 ) from error
             raise
+        except TypeError as error:
+            if (sentence := _of_conditions(error, self.net, conditions)) is not None:
+                raise sentence from error
+            raise
         self._check(output, x, t)
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
@@ -220,6 +225,34 @@ class ScoreModel:
         if self.check_finite and not math.isfinite(output.abs().max().item()):
             bad = (~output.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"the network returned NaN or infinity at t={t} for samples {bad} of the batch")
+
+
+_KEYWORD = re.compile(r"^(\S+)\(\) got an unexpected keyword argument '(\w+)'")
+_MISSING = re.compile(r"^(\S+)\(\) missing \d+ required .*arguments?: '(\w+)'")
+
+
+def _of_conditions(error: TypeError, net: Any, conditions: Mapping[str, Any]) -> ValueError | None:
+    """The sentence for a condition that the network, whatever stands around it, does not take, or that it misses."""
+    unexpected, missing = _KEYWORD.match(str(error)), _MISSING.match(str(error))
+    found = unexpected or missing
+    known = None if found is None else _conditions_of(found[1], net)
+    if found is None or known is None:  # raised by what the network calls, not by the call of the network
+        return None
+    name = found[2]
+    if unexpected:
+        return unknown("condition of the network", name, known) if name in conditions else None
+    return ValueError(f"{name}: the network needs it at every call, as in {name}=...") if name in known else None
+
+
+def _conditions_of(name: str, net: Any) -> list[str] | None:
+    """What the function of that qualified name takes beside x and t; None where ``net`` holds no such function."""
+    called = [part.forward for whole in networks(net) for part in whole.modules()]
+    called += [thing for thing in (net, getattr(net, "func", None)) if inspect.isroutine(thing)]
+    function = next((one for one in called if getattr(one, "__qualname__", None) == name), None)
+    if function is None:
+        return None
+    inputs = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    return [one.name for one in inputs[2:]]
 
 
 def networks(model: object) -> list[nn.Module]:

@@ -126,6 +126,9 @@ def thresholded(
     if kind == "x0":
         return rule(F)
     c_x, c_F = convert(kind, "x0", process, t)  # noqa: N806
-    x0 = match(c_x, x) * x + match(c_F, x) * F
-    back = match(convert("x0", kind, process, t)[1], x)
-    return (F + back * (rule(x0) - x0)).to(F.dtype)
+    if isinstance(c_F, float) and isinstance(c_x, float):  # as few kernels as there can be
+        x0 = torch.add(x * c_x, F, alpha=c_F)
+        return torch.add(F, rule(x0) - x0, alpha=1 / c_F).to(F.dtype)
+    weight = match(c_F, x)
+    x0 = match(c_x, x) * x + weight * F
+    return (F + (rule(x0) - x0) / weight).to(F.dtype)

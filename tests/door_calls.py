@@ -109,6 +109,15 @@ def tuned() -> Any:
     return sk.tune(model(), (1, 2), 2, starts=12, budget=20_000, choices=[("ddim", "logsnr")])
 
 
+def family() -> Any:
+    if not _FAMILY:
+        _FAMILY.append(sk.tune_family(model(), (1, 2), range(3, 5), starts=200, budget=0))
+    return _FAMILY[0]
+
+
+_FAMILY: list[Any] = []
+
+
 def saved() -> str:
     sk.nn.save_network("net.safetensors", sk.nn.UNet(widths=(4,), embedding=4, groups=2, heads=1), {})
     return "net.safetensors"
@@ -277,6 +286,11 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "model": model(), "shape": (1, 2), "nfe": 2, "starts": 12, "budget": 20_000, "memory": 2,
         "choices": [("ddim", "logsnr")], "endpoints": None, "batch_size": None, "seed": 0, "progress": None,
     },
+    "tune_family": lambda: {
+        "model": model(), "shape": (1, 2), "nfe": range(3, 5), "starts": 200, "budget": 0, "endpoints": None,
+        "batch_size": None, "seed": 0, "progress": None,
+    },
+    "tuning.Family": lambda: fields_of(family()),
     "load_solver": lambda: {"path": solver_file(), "model": model(), "force": False},
     "tuning.Table": lambda: {"predicts": "x0", "times": (1.0,), "anchor": (0.0,), "history": ((1.0,),)},
     "tuning.Tuned": lambda: fields_of(tuned()),
@@ -487,6 +501,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "interop.k_diffusion.sampler": lambda: {
         "solver": "ddim", "coordinates": "auto", "seed": 0, "noise": "independent"
     },
+    "interop.k_diffusion.sigmas": lambda: {"solver": tuned()},
     "interop.k_diffusion.wrap": lambda: {"denoiser": net, "sigma_min": 0.02, "sigma_max": 80.0},
     "interop.score_sde.load": lambda: {"net": small_unet(), "path": saved(), "ema": False},
     "interop.score_sde.wrap": lambda: {"net": net, "process": VP(), "labels": None, "scales": 1000},

@@ -246,7 +246,7 @@ def test_ctrl_c_keeps_every_finished_cell(tmp_path: Path) -> None:
         ({"real": torch.zeros(5, 3)}, r"must be equal"),
         ({"reference": torch.zeros(9)}, r"reference has shape \[9\].*\[m, 1\]"),
         ({"real": torch.zeros(9, 2).int().numpy()}, r"real has shape.*floating-point"),
-        ({"reference": torch.full((9, 2), torch.nan)}, r"reference=<tensor .* with NaN or infinity>"),
+        ({"reference": torch.full((9, 2), torch.nan)}, r"reference=<tensor .* with .*(nan|inf) at "),
         ({"grid": [1.0, 0.2, 0.3]}, r"strictly decrease"),
         ({"grid": ["logsnr", [1.0]]}, r"1 times given"),
         ({"grid": [1.2, 0.3]}, r"leave the process's range"),

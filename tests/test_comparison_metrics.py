@@ -97,7 +97,7 @@ def test_values_below_0_are_shown(tmp_path: Path) -> None:
         ({"metrics": ["nll_gap"]}, "metrics: 'nll_gap' needs law="),
         ({"metrics": ["copied"], "law": LAW}, "metrics: 'copied' needs train="),
         ({"metrics": ["copied"], "train": TRAIN[:, :1]}, "must be equal"),
-        ({"metrics": ["copied"], "train": TRAIN / 0}, "train=<tensor .* with NaN or infinity>"),
+        ({"metrics": ["copied"], "train": TRAIN / 0}, "train=<tensor .* with .*(nan|inf) at "),
         (
             {"metrics": ["mode_weights"], "law": sk.targets.Gaussian(torch.zeros(2), torch.eye(2))},
             "Gaussian has no modes",

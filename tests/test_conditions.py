@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,3 +76,58 @@ def test_what_has_no_row_for_each_sample_is_passed_on_as_it_is() -> None:
     }
     sk.sample(sk.ScoreModel(net, sk.VP()), (N, 2), nfe=3, seed=0, batch_size=2, **given)
     assert all(conditions == given for conditions in seen)
+
+
+class Labelled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: Any, *, weight: Any = None) -> torch.Tensor:
+        return x
+
+
+class Around(torch.nn.Module):
+    """A network behind one that passes on whatever it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = Labelled()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        return self.inside(x, t, **conditions)
+
+
+def function(x: torch.Tensor, t: torch.Tensor, label: Any, *, weight: Any = None) -> torch.Tensor:
+    return x
+
+
+NETS: dict[str, Any] = {
+    "module": Labelled(),
+    "inside another": Around(),
+    "compiled": torch.compile(Labelled(), backend="eager"),
+    "function": function,
+    "partial": partial(function, weight=2.0),
+    "method": Labelled().forward,
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_condition_that_the_network_lacks_or_misses_is_one_sentence(name: str) -> None:
+    own = sk.ScoreModel(NETS[name], sk.VP())
+    x = torch.zeros(2, 2)
+    sentence = r"^unknown condition of the network 'lable': did you mean 'label'\? known: label, weight$"
+    with pytest.raises(ValueError, match=sentence):
+        own.eps(x, 0.5, label=1, lable=1)
+    with pytest.raises(ValueError, match=r"^label: the network needs it at every call, as in label=\.\.\.$"):
+        own.score(x, 0.5)
+    with pytest.raises(ValueError, match=r"'lable': did you mean 'label'\? known: .*label"):
+        sk.sample(sk.Thresholded(own), (2, 2), nfe=3, label=1, lable=1)
+    assert own.eps(x, 0.5, label=1).shape == x.shape
+
+
+def test_an_error_inside_the_network_stays_what_it_is() -> None:
+    def helper(y: torch.Tensor) -> torch.Tensor:
+        return y
+
+    def net(x: torch.Tensor, t: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        return helper(x, **conditions)
+
+    with pytest.raises(TypeError, match=r"helper\(\) got an unexpected keyword argument 'label'"):
+        sk.ScoreModel(net, sk.VP()).eps(torch.zeros(2, 2), 0.5, label=1)

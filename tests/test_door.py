@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import inspect
 import json
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 import sdekit as sk
-from sdekit.door import Positive, Seed, door, kind_of, record
+from sdekit.door import Positive, Seed, door, guard, kind_of, record
 from sdekit.testing import simgpu
 
 CALLS = int(os.environ.get("SDEKIT_DOOR_CALLS", "300"))
@@ -93,7 +94,7 @@ def test_the_sentence_holds_name_value_and_what_is_allowed() -> None:
         ("solver", None): "solver=None: it must be text or a Solver",
         ("nfe", 10**9): "nfe=1000000000: it must be a whole number from 1 to 100000 or None",
         ("device", "cuda:9"): "device='cuda:9': it must be a device that is here: cpu",
-        ("start", torch.full((2, 2), math.nan)): "start=<tensor [2, 2], torch.float32, on cpu with NaN or infinity>",
+        ("start", torch.full((2, 2), math.nan)): "start=<tensor [2, 2], torch.float32, on cpu with nan at [0, 0]>",
     }.items():
         with pytest.raises(ValueError, match="^" + re.escape(sentence)):
             sk.sample(MODEL, **{"shape": (2, 2), arguments[0]: arguments[1]})
@@ -137,6 +138,43 @@ def test_types_and_signatures_stay() -> None:
     for thing in (sk.sample, sk.VP(), MODEL.process):
         assert pickle.loads(pickle.dumps(thing)) == thing
         assert copy.deepcopy(thing) == thing
+
+
+LOOPS: dict[str, Callable[[int], object]] = {
+    "sample": lambda n: sk.sample(MODEL, (4, 2), nfe=n, solver="unipc-3", seed=0),
+    "sample, corrected": lambda n: sk.sample(MODEL, (4, 2), nfe=2 * n, seed=0, corrector=sk.Langevin(steps=1)),
+    "sample_adaptive": lambda n: sk.sample_adaptive(MODEL, (4, 2), rtol=0.1**n, seed=0),
+    "parallel.sample": lambda n: sk.parallel.sample(MODEL, (4, 2), solver="ddim", nfe=10 * n, seed=0, window=2),
+    "encode": lambda n: sk.encode(MODEL, X, method="heun", steps=n),
+    "encode, adaptive": lambda n: sk.encode(MODEL, X, rtol=0.1**n, atol=0.1**n),
+    "log_prob": lambda n: sk.log_prob(MODEL, X, method="ddim", steps=n, probes=2),
+    "elbo": lambda n: sk.elbo(MODEL, X, times=n),
+}
+X = torch.linspace(-1, 1, 8).reshape(4, 2)
+
+
+def doors(run: Callable[[], object]) -> collections.Counter[str]:
+    """How often each door was entered, once whatever a first call makes and keeps is there."""
+    run()
+    seen = collections.Counter[str]()
+
+    def look(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "enter" and frame.f_code.co_filename == guard.__file__:
+            seen[frame.f_locals["function"].__qualname__] += 1
+
+    sys.setprofile(look)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_step_reads_no_arguments(name: str) -> None:
+    few, many = (doors(lambda n=n: LOOPS[name](n)) for n in (2, 4))
+    assert few == many
+    assert few[name.partition(",")[0].split(".")[-1]] == 1
 
 
 def test_an_array_of_an_accelerator_is_not_looked_into() -> None:

@@ -321,7 +321,7 @@ def test_bad_statistics():
         Statistics(process, at.flip(0), zeros, zeros, zeros)
     with pytest.raises(ValueError, match=r"it must span -5\.02498 to"):
         Statistics(process, at + 1, zeros, zeros, zeros)
-    with pytest.raises(ValueError, match=r"scaling=<tensor .* with NaN or infinity>"):
+    with pytest.raises(ValueError, match=r"scaling=<tensor .* with .*(nan|inf) at "):
         Statistics(process, at, zeros, zeros + torch.tensor([0.0, 0, 0, 0, math.inf])[:, None], zeros)
     with pytest.raises(ValueError, match=r"unknown option of dpm-solver-v3 'ordr': did you mean 'order'"):
         constant(process, 1, 0, 0).solver(ordr=2)
@@ -346,7 +346,7 @@ def test_bad_fits():
         sk.solvers.fit_dpm_v3(model, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"knots=3"):
         sk.solvers.fit_dpm_v3(model, torch.zeros(4, 2), knots=3)
-    with pytest.raises(ValueError, match=r"data=<tensor .* with NaN or infinity>"):
+    with pytest.raises(ValueError, match=r"data=<tensor .* with .*(nan|inf) at "):
         sk.solvers.fit_dpm_v3(model, torch.full((4, 2), math.nan))
     with pytest.raises(ValueError, match=r"dpm-solver-v3: corrector='all' is not one of"):
         sk.solvers.fit_dpm_v3(model, torch.zeros(4, 2), corrector="all")

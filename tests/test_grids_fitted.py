@@ -238,7 +238,7 @@ def test_predictions_that_are_not_finite_are_an_error():
         ({"start": "logsnrr"}, "did you mean 'logsnr'"),
         ({"start": [1.0, 0.5, 0.1]}, "3 times given, 5 steps need 6"),
         ({"x0": torch.ones(0, 2)}, "x0=<tensor .0, 2.*not empty"),
-        ({"x0": torch.full((3, 2), math.nan)}, "x0=<tensor .* with NaN or infinity>"),
+        ({"x0": torch.full((3, 2), math.nan)}, "x0=<tensor .* with .*(nan|inf) at "),
     ],
 )
 def test_bad_arguments_of_ays_are_named(arguments, message):
@@ -258,7 +258,7 @@ def test_bad_arguments_of_ays_are_named(arguments, message):
         ({"teacher": "huen"}, "did you mean 'heun'"),
         ({"gammas": ()}, r"gammas=\(\): at least one is needed"),
         ({"gammas": (1.0, -1.0)}, r"gammas=\(1.0, -1.0\): at least one is needed, each positive"),
-        ({"start": torch.full((3, 2), math.inf)}, "start=<tensor .* with NaN or infinity>"),
+        ({"start": torch.full((3, 2), math.inf)}, "start=<tensor .* with .*(nan|inf) at "),
     ],
 )
 def test_bad_arguments_of_gits_are_named(arguments, message):

@@ -54,6 +54,36 @@ def test_ddpm_and_ddim_pipelines():
         assert np.array_equal(*run)
 
 
+def test_a_scheduler_without_a_configuration_is_ddpms_own(tmp_path):
+    network, options = unet(), {"num_inference_steps": 7, "output_type": "np"}
+    pipeline = quiet(
+        diffusers.DDPMPipeline(network, sk.interop.diffusers.Scheduler("dpmpp-3m-corrected", grid="logsnr"))
+    )
+    found = pipeline(2, generator(), **options).images
+    arguments = {"solver": "dpmpp-3m-corrected", "grid": "logsnr", "nfe": 7}
+    noise = torch.randn(SHAPE, generator=generator())
+    truth = sk.sample(wrap(network, diffusers.DDPMScheduler()), SHAPE, start=noise, **arguments).x
+    np.testing.assert_allclose(found, (truth / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), atol=1e-5)
+    back, own = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config), diffusers.DDPMScheduler()
+    assert all(back.config[name] == value for name, value in own.config.items() if not name.startswith("_"))
+    pipeline.save_pretrained(tmp_path)
+    again = sk.interop.diffusers.Scheduler.from_pretrained(tmp_path / "scheduler")
+    assert np.array_equal(diffusers.DDPMPipeline(network, again)(2, generator(), **options).images, found)
+
+
+def test_diffusers_own_idiom_takes_over_what_the_network_was_trained_with():
+    network, own = unet(), diffusers.DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+    pipeline, options = quiet(diffusers.DDPMPipeline(network, own)), {"num_inference_steps": 7, "output_type": "np"}
+    arguments = {"solver": "dpmpp-3m-corrected", "grid": "logsnr"}
+    pipeline.scheduler = sk.interop.diffusers.Scheduler.from_config(pipeline.scheduler.config, **arguments)
+    found = pipeline(2, generator(), **options).images
+    noise = torch.randn(SHAPE, generator=generator())
+    truth = sk.sample(wrap(network, own), SHAPE, start=noise, nfe=7, **arguments).x
+    np.testing.assert_allclose(found, (truth / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), atol=1e-5)
+    pipeline.scheduler = sk.interop.diffusers.Scheduler(**arguments)
+    assert np.abs(pipeline(2, generator(), **options).images - found).max() > 1e-2  # without it, another network's
+
+
 def test_latent_pipelines():
     vae, network = autoencoder(scaling_factor=0.5), dit()
     pipeline = quiet(diffusers.DiTPipeline(network, vae, diffusers.DDIMScheduler(clip_sample=False)))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sdekit as sk
+from sdekit.report.tables import text
 from sdekit.sampling import Model
 
 PROCESS = sk.VP()
@@ -93,6 +94,7 @@ def test_a_comparison_is_between_latents_and_its_records_say_so(tmp_path):
     found = sk.compare(model, model.encode(data), features=model.decode, out=tmp_path, **arguments)
     assert found.space == "latents"
     assert {cell.target for cell in found.cells} == {"model, latents"}
+    assert text(found).startswith("model, latents, VP(")
     assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])["target"] == "model, latents"
     calls = len(decoder.sizes)
     bare = sk.compare(TARGET.model(PROCESS), model.encode(data), **arguments)
@@ -100,6 +102,31 @@ def test_a_comparison_is_between_latents_and_its_records_say_so(tmp_path):
     assert {cell.target for cell in bare.cells} == {"model"}
     assert bare.cells[0].metrics["sliced_wasserstein"] == found.cells[0].metrics["sliced_wasserstein"]
     assert calls > 0
+
+
+def test_data_given_for_latents_are_told_apart_from_them():
+    inner = nn.Conv2d(2, 2, 1).requires_grad_(False)
+    bare = sk.ScoreModel(lambda x, t: inner(x), PROCESS)
+    model, images = sk.latent(bare, lambda z: z.repeat(1, 2, 2, 2)[:, :3]), torch.randn(64, 3, 8, 8)
+    sentence = r"fails on x of shape \[\d+, 3, 8, 8\]: .*2 channels.* This model works in the space of latents: of data"
+    for call in (
+        lambda: sk.log_prob(model, images[:4]),
+        lambda: sk.sample(model, (4, 3, 8, 8), nfe=3),
+        lambda: sk.compare(model, images, solvers=["ddim"], nfe=[4], samples=16),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    with pytest.raises(RuntimeError, match="expected input"):  # a model of data is not told of latents
+        bare.eps(images, 0.5)
+
+
+def test_other_errors_of_the_model_inside_stay_what_they_are():
+    guided = sk.guidance.ClassifierFree(sk.ScoreModel(lambda x, t, label: x, PROCESS), 2.0, null={"label": 3})
+    with pytest.raises(ValueError, match=r"^label: ") as inside:
+        sk.sample(guided, (2, 2), nfe=2, label=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^label: ") as around:
+        sk.sample(sk.latent(guided, lambda z: z), (2, 2), nfe=2, label=torch.zeros(3, dtype=torch.int64))
+    assert str(inside.value) == str(around.value)
 
 
 def test_conditions_reach_the_network():

@@ -62,6 +62,7 @@ def test_ddpm_table() -> None:
     times = (np.arange(1000) + 1) / 1000
     np.testing.assert_allclose(DiscreteVP().alpha(torch.from_numpy(times)).numpy() ** 2, bar, rtol=1e-11)
     assert DiscreteVP.linear(50).betas[-1] == pytest.approx(0.02 * 1000 / 50, rel=1e-14)
+    assert DiscreteVP(list(DiscreteVP().betas)).betas is DiscreteVP().betas  # caches compare them at every call
 
 
 @given(processes(), fractions(), fractions())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +15,7 @@ from sdekit.cli.options import Condition, Data, Device, Model, Seed, Shape, Targ
 from sdekit.cli.shell import INTERRUPTED, app
 
 if TYPE_CHECKING:
-    from sdekit.tuning import Tuned
+    from sdekit.tuning import Family, Tuned
 
 Echo = Callable[[str], object]
 
@@ -25,20 +27,30 @@ def tune(
     data: Data = "",
     shape: Shape = "",
     condition: Condition = None,
-    nfe: Annotated[str, typer.Option(help="Network evaluations, comma-separated; a plan for each.")] = "4,5,6,8,10",
+    nfe: Annotated[
+        str,
+        typer.Option(help="Network evaluations, comma-separated, a plan for each; 4-20 is one plan for all of them."),
+    ] = "4,5,6,8,10",
     starts: Annotated[
-        int, typer.Option(min=3, max=10**6, help="Starts of the fit; more where the data have few dimensions.")
-    ] = 200,
-    budget: Annotated[int, typer.Option(help="Evaluations of one start that each fit may take.")] = 1_500_000,
+        int | None,
+        typer.Option(
+            min=3, max=10**6, help="Starts of the fit; by default 200, more where the data have few dimensions."
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Evaluations of one start that each fit may take; by default 5,000 a start.")
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),
     device: Device = "cpu",
 ) -> None:
     """Fit a solver to the model for each number of evaluations; Ctrl-C keeps the best so far."""
-    numbers = options.whole_numbers("nfe", nfe, "4,5,6")
+    numbers = _range(nfe) or options.whole_numbers("nfe", nfe, "4,5,6")
     subject = options.subject_of(target, model, device, data=data, shape=shape)
     import sdekit as sk
+    from sdekit.tuning.fit import starts_for
 
+    starts = starts_for(math.prod(subject.event)) if starts is None else starts
     told = options.conditions_of(condition or [], starts, subject, sk.tune)
     with options.progress() as progress:
         settings = {"starts": starts, "budget": budget, "seed": seed, "progress": progress, **told}
@@ -50,7 +62,8 @@ def tune(
 def tune_to_files(
     model: Any, shape: Sequence[int], nfe: Sequence[int], out: Path, echo: Echo, progress: Any = None, **settings: Any
 ) -> bool:
-    """Tune for each of ``nfe``, write ``out/tuned-N.json`` and say what came out; False where Ctrl-C stopped it.
+    """Tune for each of ``nfe``, one family for a range, write ``out/tuned-N.json`` and say what came out; False where
+    Ctrl-C stopped it.
 
     >>> import tempfile, torch, sdekit as sk
     >>> model = sk.targets.Gaussian(torch.zeros(2), torch.eye(2)).model(sk.VP())
@@ -60,20 +73,42 @@ def tune_to_files(
     True
     ['tuned-2.json']
     """
-    from sdekit.tuning import Interrupted, tune
+    from sdekit.tuning import Interrupted, tune, tune_family
 
-    for count in nfe:
+    family: list[tuple[Any, ...]] = [(tune_family, nfe, _lines)]
+    for fit, count, told in family if isinstance(nfe, range) else [(tune, count, _line) for count in nfe]:
         try:
-            plan, whole = tune(model, shape, count, progress=progress, **settings), True
+            plan, whole = fit(model, shape, count, progress=progress, **settings), True
         except Interrupted as stop:
             plan, whole = stop.plan, False
         if plan is not None:
             path = out / f"{plan.name}.json"
             plan.save(path)
-            echo(f"{_line(plan)}\n{path}")
+            echo(f"{told(plan)}\n{path}")
         if not whole:
             return False
     return True
+
+
+def _range(text: str) -> range | None:
+    """
+    >>> _range("4-20"), _range("4,5")
+    (range(4, 21), None)
+    """
+    found = re.fullmatch(r"(\d{1,4})-(\d{1,4})", text.strip())
+    return range(int(found[1]), int(found[2]) + 1) if found else None
+
+
+def _lines(family: Family) -> str:
+    record = family.record
+    parts = [
+        f"NFE {nfe}: median error {now['median']:.3g} against {before['median']:.3g}, RMSE {now['rmse']:.3g} against"
+        f" {before['rmse']:.3g} of {family.curve.solver} on {family.curve.grid}"
+        for nfe, now in record["validation"].items()
+        for before in [record["start"][nfe]]
+    ]
+    end = "no fit was better on unseen starts; " * (record["stage"] == "search")
+    return "\n".join([*parts, f"{end}{record['evaluations']} evaluations, {record['seconds']:.0f} s"])
 
 
 def _line(plan: Tuned) -> str:

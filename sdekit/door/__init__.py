@@ -22,7 +22,7 @@ Traceback (most recent call last):
 ValueError: steps=2.5: it must be a whole number from 1 to 100000000
 """
 
-from sdekit.door.guard import door, record
+from sdekit.door.guard import bare, door, record
 from sdekit.door.kinds import Kind, kind_of, shown
 from sdekit.door.rules import (
     Count,
@@ -45,5 +45,5 @@ from sdekit.door.rules import (
 
 __all__ = [
     "Count", "Device", "Evaluations", "FileName", "FloatDtype", "Kind", "Network", "Place", "Positive", "Rows", "Seed",
-    "Shape", "Share", "Takes", "Tally", "Tolerance", "Width", "door", "kind_of", "record", "shown",
+    "Shape", "Share", "Takes", "Tally", "Tolerance", "Width", "bare", "door", "kind_of", "record", "shown",
 ]  # fmt: skip

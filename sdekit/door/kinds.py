@@ -52,7 +52,7 @@ def shown(value: object) -> str:
     ('[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5...', '<tensor [2, 3], torch.float32, on cpu>')
     """
     if isinstance(value, Tensor):
-        doubt = " with NaN or infinity" if value.device.type == "cpu" and not _is_finite(value) else ""
+        doubt = f" with {_first_doubt(value)}" if value.device.type == "cpu" and not _is_finite(value) else ""
         return f"<tensor {list(value.shape)}, {value.dtype}, on {value.device}{doubt}>"
     if isinstance(value, np.ndarray):
         return f"<array {list(value.shape)}, {value.dtype}>"
@@ -267,6 +267,16 @@ def _is_finite(value: Tensor) -> bool:
         return True
     with torch.no_grad():
         return math.isfinite(abs(value.sum().item())) or bool(value.isfinite().all())
+
+
+def _first_doubt(value: Tensor) -> str:
+    """The first entry that is NaN or infinite, and where it stands.
+
+    >>> _first_doubt(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]))
+    'nan at [1, 1]'
+    """
+    place = (~value.isfinite()).nonzero()[0].tolist()
+    return f"{value[tuple(place)].item()} at {place}"
 
 
 def _generic(origin: Any, arguments: tuple[Any, ...], finite: bool) -> Kind:

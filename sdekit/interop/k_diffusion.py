@@ -24,14 +24,18 @@ from sdekit.interop.edm import sigma_range
 from sdekit.model import ScoreModel
 from sdekit.names import lookup
 from sdekit.noise import SOURCES
-from sdekit.process import EDM, Flow, Knot, Process
+from sdekit.process import EDM, VE, Flow, Knot, Process
 from sdekit.sampling import march, progress_bar
 from sdekit.solvers import Solver, get
 from sdekit.solvers.tableau import DATA, Plan, Row
+from sdekit.tuning import Tuned
 
 Sampler = Callable[..., Tensor]
 Levels = Sequence[float]
 _ONE = 1 - 1e-4  # above, a flow model's σ is taken for 1 with a rounding
+_ROUNDING = 1e-5  # of σ in float32
+_HOMES: dict[str, tuple[type[Process], ...]] = {"ve": (EDM, VE), "flow": (Flow,)}
+_FORMULAS = {"ve": "x_0 + σ ε", "flow": "(1 − σ) x_0 + σ ε"}
 
 
 def _ve(levels: Levels) -> tuple[Process, list[float]]:
@@ -65,7 +69,8 @@ def sampler(
     is asked, x being what it was asked at. Reading ``sigmas`` is the one time the host reads the device.
 
     Args:
-        solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``.
+        solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``; one that
+            ``tune`` fitted under ``EDM``, ``VE`` or ``Flow`` runs on its own list, ``sigmas(solver)``, alone.
         coordinates: a name in ``COORDINATES``; ``"auto"`` is ``"flow"`` where the model is ComfyUI's and holds a
             ``model_sampling`` of its class ``CONST`` (Forge's: a ``predictor`` of type "const"), else ``"ve"``.
         seed: of a stochastic solver's noise, which is sdekit's own: row i of x gets sample i's numbers, whatever the
@@ -78,7 +83,8 @@ def sampler(
     ``Flow`` does.
 
     Raises ValueError here for unknown names; ``f`` does for sigmas that are too few, negative, not finite or do not
-    fall, for a flow model's σ above 1, and for a model whose result has another shape than x.
+    fall, for a flow model's σ above 1, for others than a tuned solver's own, for one tuned in other coordinates, and
+    for a model whose result has another shape than x.
 
     >>> run = sampler("dpmpp-2m")
     >>> x = run(lambda x, sigma: 0 * x, torch.ones(2, 3), torch.tensor([10.0, 1.0, 0.0]))
@@ -105,9 +111,10 @@ def sampler(
         number = secrets.randbits(63) if number is None else int(number)
         draw = source(number, plan.intervals, torch.arange(len(x), device=x.device), x.shape[1:], x.dtype)
         asked = _Asked(model, extra, sigmas, _shown(plan, times) if callback else {}, callback)
+        told = "sigma" if isinstance(process, VE) else "t"  # t is σ elsewhere
         show = sys.stderr.isatty() if disable is None else not disable
         with progress_bar(show, sum(row.commit for row in plan.rows)) as advance:
-            for _, state in march(plan, ScoreModel(asked, process, "x0"), x, draw):
+            for _, state in march(plan, ScoreModel(asked, process, "x0", told), x, draw):
                 x = state
                 advance()
         return x
@@ -130,6 +137,8 @@ def _levels(sigmas: Tensor | Sequence[float]) -> list[float]:
 
 def _plan(solver: Solver, coordinates: str, levels: list[float]) -> tuple[Process, list[float], Plan]:
     """The process, the times of ``levels`` without a 0 at their end, and the table of the run."""
+    if isinstance(solver, Tuned):
+        return _tuned(solver, coordinates, levels)
     ends_with_data = levels[-1] == 0
     if ends_with_data and len(levels) == 2:  # nothing but the denoising, which asks for no λ
         process, _ = COORDINATES[coordinates]([levels[0], levels[0] / 2])
@@ -137,6 +146,41 @@ def _plan(solver: Solver, coordinates: str, levels: list[float]) -> tuple[Proces
         return process, levels[:1], Plan(start, (Row(to=DATA, anchor=0.0, history=(1.0,)),), "x0")
     process, times = COORDINATES[coordinates](levels[:-1] if ends_with_data else levels)
     return process, times, solver.plan(process, grid=times, final="denoise" if ends_with_data else "none")
+
+
+def _tuned(solver: Tuned, coordinates: str, levels: list[float]) -> tuple[Process, list[float], Plan]:
+    """The same for a solver that has its own times, and with them its own σ."""
+    process = solver.process
+    if not isinstance(process, _HOMES[coordinates]):
+        raise ValueError(
+            f"solver {solver.name!r} was fitted for {process}, and x here is {_FORMULAS[coordinates]}: tune a model of"
+            " that x, such as sk.interop.k_diffusion.wrap(denoiser) is of x_0 + σ ε"
+        )
+    own = sigmas(solver).tolist()
+    if len(own) != len(levels) or not all(math.isclose(a, b, rel_tol=_ROUNDING) for a, b in zip(own, levels)):
+        raise ValueError(
+            f"sigmas: solver {solver.name!r} has its own, [{', '.join(f'{level:.6g}' for level in own)}], and others"
+            " were given: give sk.interop.k_diffusion.sigmas(solver)"
+        )
+    return process, list(solver.table.times), solver.plan(process)
+
+
+@door
+def sigmas(solver: Solver) -> Tensor:
+    """The σ that a tuned solver was fitted with, a 0 at their end, in float64: ``sampler`` runs it on no other list.
+
+    Raises ValueError for a solver that runs on any.
+
+    >>> from sdekit import tune
+    >>> denoiser = lambda x, sigma: x / (1 + sigma[:, None] ** 2)
+    >>> model = wrap(denoiser, sigma_max=10.0)
+    >>> plan = tune(model, (1, 2), nfe=3, starts=60, budget=0, choices=[("ddim", "karras")])
+    >>> sampler(plan)(denoiser, 10 * torch.ones(1, 2), sigmas(plan)).shape
+    torch.Size([1, 2])
+    """
+    if not isinstance(solver, Tuned) or solver.process is None:
+        raise ValueError(f"solver {solver.name!r} has no σ of its own, as those have that sk.tune returns")
+    return torch.tensor([*(solver.process.sigma(t) for t in solver.table.times), 0.0], dtype=torch.float64)
 
 
 def _is_flow(model: object) -> bool:

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from sdekit import noise
 from sdekit.data import Quantization
-from sdekit.divergence import METHODS, draw_probes
-from sdekit.divergence import divergence as trace
-from sdekit.door import Count, Evaluations, Place, Seed, Tolerance, door, record
+from sdekit.divergence import METHODS, divergence, draw_probes
+from sdekit.door import Count, Evaluations, Place, Seed, Tolerance, bare, door, record
 from sdekit.grid import GridSpec
 from sdekit.likelihood.dequantisation import truncated_normal, uniform, uniforms
 from sdekit.likelihood.errors import Spread, StdErr, fewest, spread_of
@@ -161,10 +160,10 @@ class _Solve:
             probes = draw_probes(x, self.probes, self.distribution, noise.key(self.seed, draw), first)
 
         def evaluate(x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-            given = rows_of(self.conditions, rows, n)
+            given = bare(rows_of)(self.conditions, rows, n)
             here = probes if probes is None or rows is None else probes[:, rows]
             predict: Callable[[Tensor], Tensor] = lambda x: self.model.predict(kind, x, t, **given)  # noqa: E731
-            return trace(predict, x, here, self.divergence, self.mode, self.chunk_size)
+            return bare(divergence)(predict, x, here, self.divergence, self.mode, self.chunk_size)
 
         n = len(x)
         return kind, evaluate

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sdekit.door import Count, door
+from sdekit.door import Count, bare, door
 from sdekit.elementwise import atan2, log, tan
 from sdekit.names import lookup
 from sdekit.prediction import PREDICTIONS
@@ -162,7 +162,7 @@ def network(model: Model, kind: str, n: int, conditions: Mapping[str, Any]) -> E
     """The model as an ``Evaluate`` without divergence; conditions with n rows follow the rows."""
 
     def evaluate(x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, None]:
-        return model.predict(kind, x, t, **rows_of(conditions, rows, n)), None
+        return model.predict(kind, x, t, **bare(rows_of)(conditions, rows, n)), None
 
     return evaluate
 

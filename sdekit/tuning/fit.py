@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sdekit.door import Count, Evaluations, Seed, Shape, door
+from sdekit.door import Count, Evaluations, Seed, Shape, door, shown
 from sdekit.model import in_evaluation_mode
 from sdekit.sampling import Model, as_rows, check_conditions, check_shape
 from sdekit.solvers.registry import check_count
@@ -22,12 +24,24 @@ from sdekit.tuning.teacher import LAST, Endpoints, Pairs, solve, starts
 
 Progress = Callable[[str, int, int], None]
 LEAST_JACOBIAN, MOST_STARTED, ROUND, STEPS_EACH = 32, 8, 4, 12
+LEAST_STARTS, MOST_STARTS, NUMBERS = 200, 2000, 12_800
+BUDGET = 5000
+"""Evaluations of the refinement for each start."""
+
+
+def starts_for(size: int) -> int:
+    """How many starts ``tune`` takes for data of ``size`` numbers.
+
+    >>> starts_for(2), starts_for(16), starts_for(64), starts_for(3 * 512 * 512)
+    (2000, 800, 200, 200)
+    """
+    return max(LEAST_STARTS, min(MOST_STARTS, NUMBERS // size))
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during ``tune``: ``plan`` is the best so far by the validation, None before there was one."""
 
-    def __init__(self, plan: Tuned | None) -> None:
+    def __init__(self, plan: Any) -> None:
         super().__init__("interrupted " + ("during the search" if plan is None else "with a plan"))
         self.plan = plan
 
@@ -40,8 +54,8 @@ def tune(
     shape: Shape,
     nfe: Evaluations,
     *,
-    starts: Count = 200,
-    budget: int = 1_500_000,
+    starts: Count | None = None,
+    budget: int | None = None,
     memory: Count = 4,
     choices: Sequence[tuple[str, str]] = CANDIDATES,
     endpoints: Endpoints | None = None,
@@ -55,17 +69,20 @@ def tune(
     A solver is a table: the times told to the network, and the weights of x and of each prediction in every row. From
     starts N(0, σ²) at t_max an accurate solve, checked against one of twice the step, says where the flow ends. Then
 
-    1. ``choices`` of the registry are tried on two thirds of the starts;
+    1. ``choices`` of the registry are tried on half of the starts;
     2. from the best of them times and weights are fitted together to the ends (``refine``), several in a race;
-    3. the third of the starts that nothing was fitted on picks among all iterates, by the geometric mean of the
-       errors' median and root mean square. A fit with a larger one of either than the solver it began from is dropped.
+    3. the half of the starts that nothing was fitted on picks among all iterates, by the geometric mean of the
+       errors' median and root mean square. Only one that lowers both, surely by a bootstrap over those starts, can
+       take the place of the solver that it began from.
 
     Args:
         model: a ``ScoreModel``, or what wraps one, guidance included.
         shape: [n, *event], as for ``sample``; only the event counts.
         nfe: network evaluations, at least 2.
-        starts: how many the teacher solves for; more of them where the data have few dimensions.
-        budget: evaluations of the refinement, each of one start. ``progress`` is told the whole cost before anything.
+        starts: how many the teacher solves for. By default 200, and more where the data have fewer than 64
+            dimensions, so that together they have 12,800, at most 2,000.
+        budget: evaluations of the refinement, each of one start; by default 5,000 for each of ``starts``. ``progress``
+            is told the whole cost before anything.
         memory: how many of the newest predictions have free weights in a row.
         choices: pairs of a solver and a grid to begin from.
         endpoints: ``f(start, **conditions)`` that gives the ends to fit, instead of an accurate solve.
@@ -89,26 +106,26 @@ def tune(
     """
     check_count("nfe", nfe, 2, "one evaluation leaves nothing to tune")
     check_count("memory", memory, 1, "a row uses at least the prediction just made")
-    check_count("budget", budget, 0, "it counts network evaluations")
-    check_count("starts", starts, 3, "two thirds of them are fitted, the others choose")
     event = tuple(check_shape(shape, None)[1:])
     if not event:
         raise ValueError(f"shape={tuple(shape)}: it must be [n, *event], with at least one dimension of event")
     if not choices:
         raise ValueError("choices=(): at least one solver with its grid is needed to begin with")
-    held, free = starts // 3, free_count(nfe, min(memory, nfe))
-    check_count(
-        "starts", starts, -(-3 * free // 2), f"two thirds of them are to determine {free} free numbers of nfe={nfe}"
-    )
+    starts = starts_for(math.prod(event)) if starts is None else starts
+    budget = BUDGET * starts if budget is None else budget
+    free = free_count(nfe, min(memory, nfe))
+    check_count("budget", budget, 0, "it counts network evaluations")
+    wanted = f"half of them are to determine {free} free numbers of nfe={nfe}, half to choose"
+    check_count("starts", starts, 2 * free, wanted)
     check_conditions(model, conditions, tune)
     found = candidates(model.process, nfe, choices)
-    train = starts - held
+    held, train = starts // 2, starts - starts // 2
     limit = 2 * LAST * starts + len(found) * nfe * (train + held) + budget
-    meter, began = _Meter(progress, limit), time.perf_counter()
+    meter, began = Meter(progress, limit), time.perf_counter()
     meter("teacher", 0)
     sizes = {"train": train, "validation": held}
     conditions = as_rows(model, conditions, starts)
-    problem, teacher = _problem(model, event, sizes, endpoints, batch_size, seed, meter, conditions)
+    problem, teacher = prepare(model, event, sizes, endpoints, batch_size, seed, meter, conditions)
     problem = replace(problem, jacobian=min(train, max(LEAST_JACOBIAN, SCALARS * free // max(1, problem.size))))
     about: dict[str, Any] = {"event": list(event), "seed": seed, "starts": sizes, "teacher": teacher}
     about |= digests(model, event)
@@ -120,7 +137,7 @@ def tune(
     return race.plan(about, began)
 
 
-class _Meter:
+class Meter:
     """Counts evaluations of one start and tells ``progress``."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -135,9 +152,9 @@ class _Meter:
         return self.done
 
 
-def _problem(
+def prepare(
     model: Model, event: tuple[int, ...], sizes: dict[str, int], endpoints: Endpoints | None, batch_size: int | None,
-    seed: int, meter: _Meter, conditions: dict[str, Any],
+    seed: int, meter: Meter, conditions: dict[str, Any],
 ) -> tuple[Problem, dict[str, Any]]:  # fmt: skip
     """The pairs of both streams, and what the record says of the teacher."""
     x = torch.cat([starts(model, event, stream, n, seed) for stream, n in sizes.items()])
@@ -146,13 +163,16 @@ def _problem(
             inspect.signature(endpoints).bind(x, **conditions)
         except TypeError as error:
             raise ValueError(f"endpoints: it is called with the starts and the conditions: {error}") from None
-        end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
+        try:
+            end, teacher = endpoints(x, **conditions), {"evaluations": 0, "gap": 0.0}
+        except RuntimeError as error:
+            raise ValueError(f"endpoints: it fails on starts {list(x.shape)}, {x.dtype}: {error}") from error
     else:
         end, gap, nfe = solve(model, x, conditions, batch_size, meter)
         teacher = {"evaluations": nfe, "gap": gap}
-    if end.shape != x.shape or not bool(end.isfinite().all()):
+    if not isinstance(end, Tensor) or end.shape != x.shape or not bool(end.isfinite().all()):
         raise ValueError(
-            f"endpoints: shape {list(end.shape)} for starts {list(x.shape)}: equal and finite ones are needed"
+            f"endpoints: {shown(end)} for starts {list(x.shape)}: a tensor of that shape, finite, is needed"
         )
     pairs = Pairs.of(x, end.to(x.dtype), conditions)
     train, validation = pairs.part(0, sizes["train"]), pairs.part(sizes["train"], sizes["validation"])
@@ -203,11 +223,7 @@ class _Race:
     def plan(self, about: dict[str, Any], began: float) -> Tuned:
         """The best that is no worse than its start in either error, or the best start."""
         problem = self.problem
-        fitted = [
-            (state.validation.score, i, True)
-            for i, (state, (_, first)) in enumerate(zip(self.states, self.origins))
-            if state.validation.median < first.median and state.validation.rmse <= first.rmse
-        ]
+        fitted = [(state.validation.score, i, True) for i, state in enumerate(self.states) if state.improved]
         unfitted = [(first.score, i, False) for i, (_, first) in enumerate(self.origins)]
         _, i, refined = min(fitted + unfitted)
         (one, first), state = self.origins[i], self.states[i]

@@ -15,7 +15,7 @@ from sdekit.solvers.tableau import Plan, Row
 from sdekit.tuning.table import Table
 
 
-def _no_rows(grid: Grid) -> Iterator[Row]:
+def no_rows(grid: Grid) -> Iterator[Row]:
     """x_{i+1} = a_i x_i + Σ b_ij F_j, fitted to a model for one number of evaluations."""
     raise ValueError("a tuned solver is one table from t_max to the denoised end, and has no steps between other times")
 
@@ -40,7 +40,7 @@ class Tuned(Solver):
     def make(cls, table: Table, process: Process, record: Mapping[str, Any]) -> Tuned:
         name, paper = f"tuned-{table.nfe}", "fitted to a model"
         return cls(
-            name, _no_rows, order=0, predicts=table.predicts, evaluations=1, reference=paper, split=full_steps(1),
+            name, no_rows, order=0, predicts=table.predicts, evaluations=1, reference=paper, split=full_steps(1),
             process=process, table=table, record=record,
         )  # fmt: skip
 

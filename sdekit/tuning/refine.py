@@ -32,7 +32,8 @@ RIDGE = 1e-6
 SCALARS = 32
 """The Jacobian is taken on so many numbers of the ends for each free one, at most on all of the training's."""
 PATIENCE = 5
-_LARGEST = 1e8  # damping at which no step is left
+DRAWS, SURE = 100, 0.95
+LARGEST = 1e8  # damping at which no step is left
 _HELD = 1 << 24  # numbers of the Jacobian held at once: 128 MB
 
 Tick = Callable[[str, int], None]
@@ -54,6 +55,20 @@ class Errors:
         """Their geometric mean: a median alone forgets the tail, a root mean square is little else."""
         value = math.sqrt(self.median * self.rmse)
         return value if math.isfinite(value) else math.inf
+
+
+def surely_better(errors: Tensor, others: Tensor) -> bool:
+    """Whether median and root mean square are below the others' in 95% of the draws of a paired bootstrap.
+
+    >>> others = torch.linspace(1, 2, 100)
+    >>> surely_better(0.9 * others, others), surely_better(torch.cat([0.9 * others[1:], torch.ones(1) * 9]), others)
+    (True, False)
+    """
+    picks = torch.randint(len(errors), (DRAWS, len(errors)), generator=torch.Generator().manual_seed(0))
+    ours, theirs = errors[picks], others[picks]
+    median = (ours.median(1).values < theirs.median(1).values).double().mean()
+    rmse = (ours.square().sum(1) < theirs.square().sum(1)).double().mean()
+    return min(median.item(), rmse.item()) >= SURE
 
 
 @dataclass(frozen=True)
@@ -107,14 +122,17 @@ class State:
 
     Attributes:
         free, values: the free numbers, and their values now.
+        first: the errors on the validation's starts at the solver it began from.
         damping: μ in units of ``scale``, the largest diagonal of JᵀJ so far.
         steps: steps taken.
         idle: steps since the validation last improved; ``stuck`` where no step helps any more.
-        best, validation: the best table by the validation, and its errors there.
+        best, validation: the best table by the validation, and its errors there; the solver it began from until a table
+            is surely better.
     """
 
     free: Free
     values: np.ndarray
+    first: Tensor
     best: Table
     validation: Errors
     damping: float = 1e-2
@@ -122,6 +140,11 @@ class State:
     steps: int = 0
     idle: int = 0
     stuck: bool = False
+
+    @property
+    def improved(self) -> bool:
+        """Whether a table was better than the solver it began from."""
+        return self.best is not self.free.start
 
     @property
     def done(self) -> bool:
@@ -153,7 +176,8 @@ class Problem:
     def begin(self, start: Table, memory: int) -> State:
         levels = tuple(self.model.process.half_log_snr(t) for t in start.times)
         free = Free(start, levels, memory)
-        return State(free, free.values(), start, self.errors(start, self.validation))
+        first = self.run(start, self.validation)
+        return State(free, free.values(), first, start, Errors.of(first))
 
     def run(self, table: Table, pairs: Pairs, what: str = "refine") -> Tensor:
         """The error of each start [n], float64 on the CPU."""
@@ -174,15 +198,15 @@ class Problem:
         table = self.table(state.free, state.values)
         errors = self.run(table, self.train)
         knee = KNEE * max(errors.median().item(), 1e-12)
-        normal, gradient = self._normal_equations(state, table, knee)
+        normal, gradient = self.normal_equations(state, table, knee)
         scale = np.maximum(normal.diagonal(), state.scale if state.scale is not None else 0)
         scale = np.maximum(scale, 1e-14 * scale.max())
-        moved = _Move(normal, gradient, scale, state.values - state.free.values())
-        before, damping = _loss(errors, knee), state.damping
-        while damping < _LARGEST:
+        moved = Move(normal, gradient, scale, state.values - state.free.values())
+        before, damping = loss(errors, knee), state.damping
+        while damping < LARGEST:
             values = state.values + moved.by(damping)
             if self._allowed(values, state.free):
-                after = _loss(self.run(self.table(state.free, values), self.train), knee)
+                after = loss(self.run(self.table(state.free, values), self.train), knee)
                 if after < before:
                     return self._judged(replace(state, values=values, damping=max(damping / 5, 1e-9), scale=scale))
             damping *= 4
@@ -190,8 +214,9 @@ class Problem:
 
     def _judged(self, state: State) -> State:
         table = self.table(state.free, state.values)
-        found, state = self.errors(table, self.validation), replace(state, steps=state.steps + 1)
-        if found.score < state.validation.score:
+        errors, state = self.run(table, self.validation), replace(state, steps=state.steps + 1)
+        found = Errors.of(errors)
+        if found.score < state.validation.score and surely_better(errors, state.first):
             idle = 0 if found.score < 0.99 * state.validation.score else state.idle + 1
             return replace(state, best=table, validation=found, idle=idle)
         return replace(state, idle=state.idle + 1)
@@ -202,7 +227,7 @@ class Problem:
         last = self.model.process.half_log_snr(self.model.process.t_min)
         return bool(np.isfinite(values).all() and (np.diff(levels) > 1e-6).all() and levels[-1] <= last)
 
-    def _normal_equations(self, state: State, table: Table, knee: float) -> tuple[np.ndarray, np.ndarray]:
+    def normal_equations(self, state: State, table: Table, knee: float) -> tuple[np.ndarray, np.ndarray]:
         """JᵀWJ and JᵀWr over some of the training's starts, in parts that fit the memory."""
         order = np.random.default_rng(state.steps).permutation(len(self.train.start))[: self.jacobian]
         pairs = self.train.take(torch.as_tensor(np.sort(order), device=self.train.start.device))
@@ -264,14 +289,14 @@ def _ratio(path: Path, row: int, direction: Tensor) -> float:
     return sizes[0] / sizes[1] if min(sizes) > 0 else 1.0
 
 
-def _loss(errors: Tensor, knee: float) -> float:
+def loss(errors: Tensor, knee: float) -> float:
     """The pseudo-Huber loss, in the mean over starts; infinite where one is not finite."""
     value = (2 * knee**2 * ((1 + (errors / knee).square()).sqrt() - 1)).mean().item()
     return value if math.isfinite(value) else math.inf
 
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """The normal equations of one step."""
 
     normal: np.ndarray

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sdekit.door import FileName, door
 from sdekit.files import write_whole
@@ -21,7 +21,11 @@ from sdekit.sampling import Model
 from sdekit.tuning.plan import Tuned
 from sdekit.tuning.table import Table
 
+if TYPE_CHECKING:
+    from sdekit.tuning.family import Family
+
 FORMAT = "sdekit tuned solver 1"
+FAMILY = "sdekit tuned family 1"
 _LARGEST = 1e6  # a coefficient beyond it multiplies rounding in float32 to the size of the data
 
 
@@ -43,9 +47,22 @@ def write(plan: Tuned, path: str | os.PathLike[str]) -> None:
     write_whole(path, (json.dumps(contents, indent=1) + "\n").encode())
 
 
+def write_family(family: Family, path: str | os.PathLike[str]) -> None:
+    """What ``Family.save`` does."""
+    curve = family.curve
+    description = describe_process(curve.process)
+    build_process(description)
+    contents = {
+        "format": FAMILY, "process": description, "solver": curve.solver, "grid": curve.grid, "least": family.least,
+        "most": family.most, "numbers": list(curve.numbers), "record": dict(family.record),
+    }  # fmt: skip
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(contents, indent=1) + "\n").encode())
+
+
 @door
-def load_solver(path: FileName, model: Model | None = None, *, force: bool = False) -> Tuned:
-    """The solver that ``Tuned.save`` wrote.
+def load_solver(path: FileName, model: Model | None = None, *, force: bool = False) -> Tuned | Any:
+    """The solver that ``Tuned.save`` or ``Family.save`` wrote.
 
     Args:
         model: the model that it is to run on; refused unless it is the one it was fitted to, by all that it is made of
@@ -63,7 +80,7 @@ def load_solver(path: FileName, model: Model | None = None, *, force: bool = Fal
     return plan
 
 
-def _check_model(plan: Tuned, model: Model, path: str) -> None:
+def _check_model(plan: Tuned | Family, model: Model, path: str) -> None:
     made, now = digests(model, plan.record["event"]), plan.record
     if now.get("model") is not None and made["model"] == now["model"]:
         return
@@ -85,14 +102,20 @@ def digests(model: Model, event: Sequence[int]) -> dict[str, Any]:
     return {"model": digest, "behaviour": seen}
 
 
-def _read(path: str) -> Tuned:
+def _read(path: str) -> Tuned | Family:
     try:
         contents = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"path={path!r}: no readable JSON ({error})") from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    fields = _Fields(path, "", cast("dict[str, Any]", contents) if isinstance(contents, dict) else {})
+    readers = {FORMAT: _read_tuned, FAMILY: _read_family}
+    read = readers.get(str(fields.values.get("format")))
+    if read is None:
         raise ValueError(f"path={path!r} holds no tuned solver; save() of what sdekit.tune returns writes one")
-    fields = _Fields(path, "", cast("dict[str, Any]", contents))
+    return read(path, fields)
+
+
+def _read_tuned(path: str, fields: _Fields) -> Tuned:
     process = _process(fields)
     predicts = fields.text("predicts")
     lookup(f"predicts of {path!r}:", predicts, PREDICTIONS)
@@ -106,6 +129,28 @@ def _read(path: str) -> Tuned:
         tuple(row.numbers("history", i + 1) for i, row in enumerate(rows)),
     )
     return Tuned.make(table, process, _record(fields.inner("record")))
+
+
+def _read_family(path: str, fields: _Fields) -> Family:
+    from sdekit.tuning.curve import COUNT, Curve
+    from sdekit.tuning.family import LEAST, MOST, SOLVERS, Family, whole
+    from sdekit.tuning.search import GRIDS
+
+    solver, grid = fields.text("solver"), fields.text("grid")
+    lookup(f"solver of {path!r}:", solver, dict.fromkeys(SOLVERS))
+    lookup(f"grid of {path!r}:", grid, dict.fromkeys(GRIDS))
+    least = fields.whole("least", LEAST, MOST)
+    most = fields.whole("most", least, MOST)
+    curve = Curve(_process(fields), solver, grid, fields.numbers("numbers", COUNT, "one for each part of the curve"))
+    for nfe in range(least, most + 1):
+        if not whole(curve, nfe):
+            raise ValueError(f"path={path!r}: numbers give no falling times with nfe={nfe}")
+    record = fields.inner("record")
+    for name in ("start", "validation"):
+        for nfe in record.inner(name).values:
+            for error in ("median", "rmse"):
+                record.inner(name).inner(nfe).number(error, 0, math.inf)
+    return Family.make(curve, least, most, _about(record))
 
 
 def _process(fields: _Fields) -> Process:
@@ -127,11 +172,17 @@ def _times(rows: Sequence[_Fields], process: Process) -> tuple[float, ...]:
 
 
 def _record(fields: _Fields) -> dict[str, Any]:
-    record = fields.values
     for name in ("train", "validation"):
         for part in (fields.inner(name), fields.inner("start").inner(name)):
             for error in ("median", "rmse"):
                 part.number(error, 0, math.inf)
+    return _about(fields)
+
+
+def _about(fields: _Fields) -> dict[str, Any]:
+    """What the records of both say alike."""
+    record = fields.values
+    for name in ("train", "validation"):
         fields.inner("starts").number(name, 1, math.inf)
     for name in ("evaluations", "seconds"):
         fields.number(name, 0, math.inf)
@@ -165,10 +216,16 @@ class _Fields:
             raise self.wrong(name, f"it must be a finite number from {low:g} to {high:g}")
         return float(cast("float", value))
 
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+    def whole(self, name: str, low: int, high: int) -> int:
+        value = self.values.get(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self.wrong(name, f"it must be a whole number from {low} to {high}")
+        return value
+
+    def numbers(self, name: str, count: int, what: str = "one for each evaluation so far") -> tuple[float, ...]:
         value = self.values.get(name)
         if not isinstance(value, list) or len(cast("list[Any]", value)) != count:
-            raise self.wrong(name, f"it must be a list of {count} numbers, one for each evaluation so far")
+            raise self.wrong(name, f"it must be a list of {count} numbers, {what}")
         each = _Fields(
             self.path, f"{self.where}{name}", {f"[{i}]": one for i, one in enumerate(cast("list[Any]", value))}
         )

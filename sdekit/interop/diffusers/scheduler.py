@@ -29,7 +29,8 @@ from sdekit.solvers.registry import check_count
 class Scheduler(SchedulerMixin, ConfigMixin):
     r"""A solver of this package in a pipeline of diffusers.
 
-    ``pipe.scheduler = Scheduler("dpmpp-2m", like=pipe.scheduler, grid="logsnr")``. Each call of the network is one
+    ``pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, solver="dpmpp-2m", grid="logsnr")``, or
+    ``Scheduler("dpmpp-2m", like=pipe.scheduler, grid="logsnr")``, which is the same. Each call of the network is one
     timestep: ``num_inference_steps`` is the number of evaluations, exactly, whatever the solver, that of a final
     denoising among them, and ``order`` is 1. A run is that of ``sample`` with the same solver, ``nfe``, ``grid`` and
     ``final``. ``set_timesteps`` begins a run and forgets the one before.
@@ -50,11 +51,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         solver: a name in ``solvers.names()``, with options as in ``"ddim(eta=0.5)"``, or a ``Solver``, a fitted one
             too.
         like: the scheduler that the network was trained with, or comes with: an object, a configuration, or a path.
+            None: what diffusers' own ``DDPMScheduler()`` takes a network to be (the linear table 1e-4 … 0.02 of 1000
+            entries, ε, x_0 clipped to [−1, 1]). **Of a network that was trained otherwise that makes images that look
+            right and are not**, as it does with any scheduler of diffusers that is made without a configuration.
         grid: of ``sample``: a name, or the times; ``"auto"`` is the solver's own.
         final: of ``sample``.
         clip: take over the thresholding of x_0 in ``like``.
 
-    Raises ValueError for unknown names, for a missing ``like``, and as ``read``.
+    Raises ValueError for unknown names, and as ``read``.
     """
 
     order = 1
@@ -67,11 +71,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         final: str = "auto",
         clip: bool = True,
     ) -> None:
-        if like is None:
-            raise ValueError(
-                "like: it must say what the network was trained with: a scheduler (like=pipe.scheduler), its"
-                " configuration or its folder; like={'_class_name': 'DDPMScheduler'} is diffusers' linear table"
-            )
+        like = _DDPM if like is None else like
         if final not in FINALS:
             raise unknown("final", final, FINALS)
         self._solver = get(solver)
@@ -95,7 +95,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """From another scheduler's configuration and this class's arguments, or from a configuration of this class."""
+        """From another scheduler's configuration and this class's arguments, or from a configuration of this class.
+
+        Raises ValueError where there is no configuration, and as the class itself.
+        """
+        if config is None:
+            raise ValueError("config: none was given: from_config(pipe.scheduler.config) takes what the network needs")
         own = {name: config[name] for name in _OWN if name in config} if "trained_class" in config else {}
         scheduler = cls(like=config, **{**own, **kwargs})
         return (scheduler, {}) if return_unused_kwargs else scheduler
@@ -291,6 +296,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
 
+_DDPM = {"_class_name": "DDPMScheduler"}
 _OWN = ("solver", "grid", "final", "clip")
 
 
