@@ -34,7 +34,7 @@ from sdekit.targets import Empirical, GaussianMixture
 PROBLEMS, K, ONE, PICTURES = 200, 19, 1900, 40
 PARTICLES = 152  # of each measurement; K of them are kept
 METHODS = (
-    "replacement", "repaint", "mcg", "dps", "pigdm", "ddrm", "ddnm", "tmpd", "mmps(iterations=1)", "mmps", "diffpir",
+    "replacement", "repaint", "mcg", "dps", "pigdm", "ddrm", "ddnm", "tmpd", "mmps", "mmps(iterations=5)", "diffpir",
     "daps", "gibbs", "tds",
 )  # fmt: skip
 

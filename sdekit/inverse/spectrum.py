@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit.door import door
+from sdekit.door import record
 from sdekit.inverse.operators import Operator
 
 LARGEST = 1 << 26
 """Entries of a matrix beyond which it is not decomposed."""
 
 
-@door
+@record  # empty where nothing is measured
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """A = U diag(s) Vᵀ on flattened samples: u [m, k], s [k] above 0, v [D, k], float64.

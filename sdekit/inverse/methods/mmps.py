@@ -31,12 +31,13 @@ class MMPS(Conditioned):
     Args:
         model: any model.
         measurement: of a linear operator, with Gaussian noise.
-        iterations: of conjugate gradients.
+        iterations: of conjugate gradients. Of a trained network more than a few can make samples run away: its Jacobian
+            is no covariance.
 
     Raises ValueError for another measurement, and fewer than 1 iteration.
     """
 
-    def __init__(self, model: Model, measurement: Measurement, iterations: int = 5) -> None:
+    def __init__(self, model: Model, measurement: Measurement, iterations: int = 1) -> None:
         super().__init__(model, measurement)
         check_count("iterations", iterations, 1, "of conjugate gradients")
         self.iterations = iterations
@@ -78,6 +79,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 @register("mmps", reference="Rozet et al. 2024 (MMPS)")
-def mmps(run: Run, *, iterations: Annotated[int, Between(1, 1000)] = 5) -> Posterior:
+def mmps(run: Run, *, iterations: Annotated[int, Between(1, 1000)] = 1) -> Posterior:
     """The score of N(y; A x̂_0, σ_y² I + A V Aᵀ), V the model's covariance of x_0 given x_t."""
     return run.sample(MMPS(run.model, run.measurement, iterations))
