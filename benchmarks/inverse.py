@@ -1,6 +1,6 @@
 """Methods for inverse problems against exact posteriors: the tables of docs/inverse.md.
 
-    python benchmarks/inverse.py                   # all: some five minutes of one core
+    python benchmarks/inverse.py                   # all: some eight minutes of one core
     python benchmarks/inverse.py plane sixteen --methods dps,mmps,tds
     python benchmarks/inverse.py --picture docs/images/inverse.png
 
