@@ -125,6 +125,27 @@ def test_solvers_lists_the_registry_and_explains_one() -> None:
     assert "option eta=0.0" in one.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--order", "3", "--deterministic"], lambda one: one.order == 3 and not one.stochastic),
+        (["--stochastic", "--evaluations", "2"], lambda one: one.stochastic and one.evaluations == 2),
+        ([], lambda one: True),
+    ],
+)
+def test_solvers_are_chosen_by_what_they_are_and_told_to_programs(words: list[str], kept: Any) -> None:
+    expected = [name for name in solvers.names() if kept(solvers.get(name))]
+    listed = sdekit("solvers", *words)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == expected
+    told = json.loads(sdekit("solvers", *words, "--json").stdout)
+    assert [one["name"] for one in told] == expected
+    for one in told:
+        solver = solvers.get(one["name"])
+        facts = (solver.order, solver.evaluations, solver.stochastic, solver.reference)
+        assert (one["order"], one["evaluations"], one["stochastic"], one["source"]) == facts
+        assert {*one["options"]} == {*solver.available}
+
+
 @pytest.mark.parametrize("target", list(cli.TARGETS))
 def test_sample_writes_what_sample_returns(tmp_path: Path, target: str) -> None:
     words = ["--solver", "ddim(eta=0.5)", "--nfe", "3", "--n", "5", "--seed", "7", "--grid", "time"]
