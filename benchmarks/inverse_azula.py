@@ -88,9 +88,8 @@ def main() -> None:
         y = inverse.draw(truth, case.operator, noise, seed=5)
         law = inverse.posterior(case.prior, inverse.Measurement(case.operator, y[0], noise))
         reference = law.sample(4000, seed=1)
-        print(
-            f"\n{case.about}, {case.nfe} evaluations\n\n| | in 50% | in 90% | sliced W | modes | s |\n|---|---|---|---|---|---|"
-        )
+        print(f"\n{case.about}, {case.nfe} evaluations\n")
+        print("| | in 50% | in 90% | sliced W | modes | s |\n|---|---|---|---|---|---|")
         for name in PAIRS:
             began = time.process_time()
             many, one = run(case, model, name, y, K), run(case, model, name, y[:1], ONE)
