@@ -41,16 +41,47 @@ def _entry(process: Process, t: float | Tensor) -> int | Tensor:
     return nearest.round().long() if isinstance(nearest, Tensor) else round(nearest)
 
 
+# functions with names: a model is pickled with its time map, which a lambda cannot be
+
+
+def _same(process: Process, t: Any) -> Any:
+    return t
+
+
+def _to_data(process: Process, t: Any) -> Any:
+    return 1 - t
+
+
+def _times_999(process: Process, t: Any) -> Any:
+    return t * 999
+
+
+def _times_1000(process: Process, t: Any) -> Any:
+    return t * 1000
+
+
+def _sigma(process: Process, t: Any) -> Any:
+    return process.sigma(t)
+
+
+def _half_log_snr(process: Process, t: Any) -> Any:
+    return process.half_log_snr(t)
+
+
+def _c_noise(process: Process, t: Any) -> Any:
+    return process.half_log_snr(t) * -0.25
+
+
 TIMES: dict[str, TimeMap] = {
-    "t": lambda process, t: t,
-    "1-t": lambda process, t: 1 - t,  # networks with the data at t = 1: flow_matching, torchcfm
+    "t": _same,
+    "1-t": _to_data,  # networks with the data at t = 1: flow_matching, torchcfm
     "index": _index,  # n = tT − 1, the entry of a DDPM's table
     "entry": _entry,  # the nearest entry, an integer: for ``nn.Embedding``
-    "999t": lambda process, t: t * 999,  # score_sde's VP networks
-    "1000t": lambda process, t: t * 1000,  # flow-matching networks of diffusers
-    "sigma": lambda process, t: process.sigma(t),
-    "half-log-snr": lambda process, t: process.half_log_snr(t),
-    "edm": lambda process, t: process.half_log_snr(t) * -0.25,  # c_noise = log(σ/α)/4, Karras et al. 2022
+    "999t": _times_999,  # score_sde's VP networks
+    "1000t": _times_1000,  # flow-matching networks of diffusers
+    "sigma": _sigma,
+    "half-log-snr": _half_log_snr,
+    "edm": _c_noise,  # log(σ/α)/4, Karras et al. 2022
 }
 
 # the two velocities: the clock of a network that predicts it, and the other velocity

@@ -145,11 +145,12 @@ class _ExactNetwork(nn.Module):
         super().__init__()
         self.target = target
         self.process = process
-        self.weights = lookup("prediction", predicts, PREDICTIONS)
+        self.predicts = predicts
+        lookup("prediction", predicts, PREDICTIONS)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         x0, eps_over_sigma = self.target.conditional_means(x, t, self.process)
-        a, b = self.weights(self.process, t)
+        a, b = PREDICTIONS[self.predicts](self.process, t)
         return (match(a, x) * x0 + match(b * self.process.sigma(t), x) * eps_over_sigma).to(x.dtype)
 
 

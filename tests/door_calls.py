@@ -458,7 +458,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "report.read": lambda: {"folder": report_folder()},
     "report.rebuild": lambda: {"folder": report_folder()},
     "report.show": lambda: {"result": comparison(), "console": console()},
-    "report.show_solvers": lambda: {"console": console()},
+    "report.show_solvers": lambda: {"console": console(), "chosen": [sk.solvers.get("ddim")]},
     "report.tables": lambda: {"result": comparison()},
     "report.text": lambda: {"result": comparison()},
     "report.write": lambda: {"result": comparison(), "out": "written", "command": "", "origin": None},

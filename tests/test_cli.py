@@ -125,6 +125,56 @@ def test_solvers_lists_the_registry_and_explains_one() -> None:
     assert "option eta=0.0" in one.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--order", "3", "--deterministic"], lambda one: one.order == 3 and not one.stochastic),
+        (["--stochastic", "--evaluations", "2"], lambda one: one.stochastic and one.evaluations == 2),
+        ([], lambda one: True),
+    ],
+)
+def test_solvers_are_chosen_by_what_they_are_and_told_to_programs(words: list[str], kept: Any) -> None:
+    expected = [name for name in solvers.names() if kept(solvers.get(name))]
+    listed = sdekit("solvers", *words)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == expected
+    told = json.loads(sdekit("solvers", *words, "--json").stdout)
+    assert [one["name"] for one in told] == expected
+    for one in told:
+        solver = solvers.get(one["name"])
+        facts = (solver.order, solver.evaluations, solver.stochastic, solver.reference)
+        assert (one["order"], one["evaluations"], one["stochastic"], one["source"]) == facts
+        assert {*one["options"]} == {*solver.available}
+
+
+TOLD = {
+    "sample": (["--target", "gaussian", "-n", "3", "--nfe", "4"], {"n": 3, "nfe": 4, "target": "gaussian", "seed": 0}),
+    "invert": (["--target", "gaussian", "-n", "3", "--nfe", "4", "--method", "pigdm"], {"nfe": 4, "method": "pigdm"}),
+    "likelihood": (["--samples", "1", "--probes", "1", "--draws", "1", "--seed", "3"], {"samples": 1, "seed": 3}),
+    "compare": (["--target", "gaussian", "--solvers", "ddim", "--nfe", "3,4", "--samples", "4"], {}),
+    "tune": (["--target", "gaussian", "--nfe", "2,3", "--starts", "40", "--budget", "100"], None),
+}
+
+
+@pytest.mark.parametrize("command", TOLD)
+def test_every_command_tells_programs(command: str, tmp_path: Path) -> None:
+    words, known = TOLD[command]
+    done = sdekit(command, *words, "--out", str(tmp_path), "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)  # nothing else is there
+    if known is None:
+        assert [plan["starts"]["train"] for plan in told] == [20, 20]
+        files = [plan["file"] for plan in told]
+    else:
+        assert {name: told[name] for name in known} == known
+        files = told["files"]
+    assert files
+    assert all(Path(file).exists() for file in files)
+    if command == "compare":
+        assert [(cell["solver"], cell["nfe"]) for cell in told["cells"]] == [("ddim", 3), ("ddim", 4)]
+        page = sdekit("report", str(tmp_path), "--json")
+        assert json.loads(page.stdout)["files"] == [str(tmp_path / "report.html")]
+
+
 @pytest.mark.parametrize("target", list(cli.TARGETS))
 def test_sample_writes_what_sample_returns(tmp_path: Path, target: str) -> None:
     words = ["--solver", "ddim(eta=0.5)", "--nfe", "3", "--n", "5", "--seed", "7", "--grid", "time"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Model, Target
+from sdekit.cli.options import BatchSize, Condition, Data, Device, Features, Json, Model, Target
 from sdekit.cli.shell import INTERRUPTED, app
 from sdekit.cli.workers import helped_by, is_first
 
@@ -54,6 +55,7 @@ def compare(
     sweep: Sweep = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default out/compare-TARGET.")] = None,
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Measure solvers at several budgets: a report with tables and pictures, and one JSON line a cell.
 
@@ -86,21 +88,24 @@ def compare(
     except Interrupted as stop:
         result, code = stop.result, INTERRUPTED
     if is_first():
-        _tell(result, folder, subject, conditions)
+        _tell(result, folder, subject, conditions, as_json)
     if code and is_first():
         typer.echo(f"sdekit: {len(result.cells)} cells were finished; the same command goes on from there", err=True)
     raise typer.Exit(code)
 
 
-def _tell(result: Comparison, folder: Path, subject: Subject, conditions: dict[str, Any]) -> None:
+def _tell(result: Comparison, folder: Path, subject: Subject, conditions: dict[str, Any], as_json: bool) -> None:
     """Print the tables, and what files there are."""
     from sdekit import report
 
-    options.show(report.show, result)
+    if not as_json:
+        options.show(report.show, result)
     command = shlex.join(["sdekit", *sys.argv[1:]])
     origin = report.Origin(subject.model, subject.law, conditions)
     paths = [folder / "results.jsonl", *report.write(result, folder, command, origin)]
-    typer.echo("\n" + "\n".join(str(path) for path in paths if path.exists()))
+    files = [path for path in paths if path.exists()]
+    record = {"cells": [asdict(cell) for cell in result.cells], "files": files}
+    options.tell(as_json, "\n" + "\n".join(map(str, files)), record)
 
 
 def _peers(wanted: bool) -> list[Function]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import BatchSize, Condition, Data, Device, Model, Seed, Shape, Target
+from sdekit.cli.options import BatchSize, Condition, Data, Device, Json, Model, Seed, Shape, Target
 from sdekit.cli.shell import app
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def invert(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture, the samples and the scores.")] = Path("out/invert"),
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Measure one of the data, sample what it may have been, and say how near the samples are."""
     if n < 2:
@@ -73,9 +74,10 @@ def invert(
     (out / "scores.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_file({"x": x, "y": seen.y.contiguous(), "truth": truth.contiguous()}, out / "samples.safetensors")
     inversion(x, [("truth", truth), *_shown(seen)], out / "samples.png")
-    typer.echo("\n".join(f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}"
-                         for name, value in record.items()))  # fmt: skip
-    typer.echo("\n".join(str(out / name) for name in ("samples.png", "samples.safetensors", "scores.json")))
+    files = [out / name for name in ("samples.png", "samples.safetensors", "scores.json")]
+    lines = (f"{name:<20}{value:.4g}" if isinstance(value, float) else f"{name:<20}{value}"
+             for name, value in record.items())  # fmt: skip
+    options.tell(as_json, "\n".join([*lines, *map(str, files)]), {**record, "files": files})
 
 
 def _operator(spec: str, task: str, subject: Subject) -> Operator:

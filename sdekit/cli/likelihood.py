@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import Data, Device, Model, Seed
+from sdekit.cli.options import Data, Device, Json, Model, Seed
 from sdekit.cli.shell import app
 
 
@@ -28,6 +28,7 @@ def likelihood(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the record.")] = Path("out/likelihood"),
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Measure bits/dim of held-out digits under the shipped network; a run that was stopped goes on.
 
@@ -58,10 +59,12 @@ def likelihood(
     errors = {name.removeprefix("error_"): value for name, value in record.items() if name.startswith("error_")}
     spread = _error(record["standard_error"], ".4f")
     what = "samples" if model else "digits"
-    typer.echo(
+    options.tell(
+        as_json,
         f"{record['bits_per_dim']:.4f} ± {spread} bits/dim over {record['samples']} {what}"
         f"\nof which {', '.join(f'{name} {_error(value)}' for name, value in errors.items())}"
-        f"\n{out / 'likelihood.json'}"
+        f"\n{out / 'likelihood.json'}",
+        {**record, "files": [out / "likelihood.json"]},
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +46,7 @@ Condition = Annotated[
 BatchSize = Annotated[int | None, typer.Option(help="Samples run at once; default all, in compare at most 1024.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise; the same for every solver.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps, …")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for other programs.")]
 
 
 def subject_of(
@@ -181,6 +184,22 @@ def torch_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name!r} cannot be used: {reason}") from None
+
+
+def tell(as_json: bool, text: str, record: object) -> None:
+    """The end of every command: what it says to people, or with ``--json`` to programs."""
+    typer.echo(json.dumps(_told(record), indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def _told(value: object) -> object:
+    """JSON has no infinity and no NaN: they are null. What it does not know is told by its text."""
+    if isinstance(value, Mapping):
+        return {str(name): _told(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def show(table: Callable[..., None], *what: object) -> None:

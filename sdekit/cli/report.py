@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from sdekit.cli import options
+from sdekit.cli.options import Json
 from sdekit.cli.shell import app
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="What --out of compare was.")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="What --out of compare was.")], as_json: Json = False) -> None:
     """Write report.html anew from a folder's records, of all the runs that it holds."""
     from sdekit.report import rebuild
 
-    typer.echo(str(rebuild(folder)))
+    page = rebuild(folder)
+    options.tell(as_json, str(page), {"files": [page]})

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import BatchSize, Condition, Data, Device, Model, Seed, Shape, Target
+from sdekit.cli.options import BatchSize, Condition, Data, Device, Json, Model, Seed, Shape, Target
 from sdekit.cli.shell import app
 
 SHOWN = 256  # samples in the picture
@@ -30,6 +30,7 @@ def sample(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for samples.png and samples.safetensors.")] = Path("out/sample"),
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Draw samples: a picture of the first and a safetensors file of all."""
     if n < 1:
@@ -51,5 +52,7 @@ def sample(
     made |= {"condition": " ".join(condition)} if condition else {}
     save_file({"x": x}, out / "samples.safetensors", metadata=made)
     report.pictures_of(x[:SHOWN], x if subject.reference is None else subject.reference, out / "samples.png")
-    typer.echo(f"{n} samples of {subject.name} by {solver}, NFE {solution.nfe}, grid {grid}, seed {seed}")
-    typer.echo(f"{out / 'samples.png'}\n{out / 'samples.safetensors'}")
+    files = [out / "samples.png", out / "samples.safetensors"]
+    said = f"{n} samples of {subject.name} by {solver}, NFE {solution.nfe}, grid {grid}, seed {seed}"
+    record = {**made, "n": n, "nfe": solution.nfe, "seed": seed, "shape": list(x.shape), "files": files}
+    options.tell(as_json, "\n".join([said, *map(str, files)]), record)

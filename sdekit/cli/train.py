@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import Device, Seed
+from sdekit.cli.options import Device, Json, Seed
 from sdekit.cli.shell import training
 
 
@@ -18,15 +18,15 @@ def train_digits(
     out: Annotated[Path, typer.Option(help="Folder for the weights, their record and the checkpoint.")] = Path(
         "out/train"
     ),
+    as_json: Json = False,
 ) -> None:
     """Train the digits network that the package ships; a run that was stopped goes on."""
     from sdekit.nn.digits import train_digits as train
 
     record = train(out, progress=sys.stderr.isatty())
-    for name in ("train_loss", "held_out_loss", "seconds"):
-        if name in record:
-            typer.echo(f"{name} {record[name]}")
-    typer.echo(str(out / "digits.safetensors"))
+    lines = [f"{name} {record[name]}" for name in ("train_loss", "held_out_loss", "seconds") if name in record]
+    file = out / "digits.safetensors"
+    options.tell(as_json, "\n".join([*lines, str(file)]), {**record, "files": [file]})
 
 
 @training.command("images")
@@ -40,6 +40,7 @@ def train_images(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the model and the checkpoint.")] = Path("out/train-images"),
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Train a U-Net under VP on images of your own; a run that was stopped goes on. --model takes the folder."""
     for name, value in {"blocks": blocks, "steps": steps, "batch": batch}.items():
@@ -69,7 +70,8 @@ def train_images(
     model = train_denoiser(net, VP(), x, task=task, plan=plan, checkpoint=checkpoint, progress=sys.stderr.isatty())
     nn.save(model, out)
     Path(checkpoint.path).unlink(missing_ok=True)
-    typer.echo(f"{len(x)} images of shape {list(x.shape[1:])}, {steps} steps\n{out}")
+    said = f"{len(x)} images of shape {list(x.shape[1:])}, {steps} steps\n{out}"
+    options.tell(as_json, said, {"images": len(x), "shape": list(x.shape[1:]), "steps": steps, "files": [out]})
 
 
 @training.callback()

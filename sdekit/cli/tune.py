@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdekit.cli import options
-from sdekit.cli.options import Condition, Data, Device, Model, Seed, Shape, Target
+from sdekit.cli.options import Condition, Data, Device, Json, Model, Seed, Shape, Target
 from sdekit.cli.shell import INTERRUPTED, app
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def tune(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the plans, as JSON.")] = Path("plans"),
     device: Device = "cpu",
+    as_json: Json = False,
 ) -> None:
     """Fit a solver to the model for each number of evaluations; Ctrl-C keeps the best so far."""
     numbers = _range(nfe) or options.whole_numbers("nfe", nfe, "4,5,6")
@@ -54,7 +56,13 @@ def tune(
     told = options.conditions_of(condition or [], starts, subject, sk.tune)
     with options.progress() as progress:
         settings = {"starts": starts, "budget": budget, "seed": seed, "progress": progress, **told}
-        whole = tune_to_files(subject.model, (starts, *subject.event), numbers, out, typer.echo, **settings)
+        made = list[str]()
+        echo = made.append if as_json else typer.echo
+        whole = tune_to_files(subject.model, (starts, *subject.event), numbers, out, echo, **settings)
+    if as_json:
+        files = [Path(told.splitlines()[-1]) for told in made]
+        plans = [{"file": file, **json.loads(file.read_text(encoding="utf-8"))["record"]} for file in files]
+        options.tell(True, "", plans)
     if not whole:
         raise typer.Exit(INTERRUPTED)
 

@@ -86,12 +86,12 @@ def show(result: Comparison, console: Console) -> None:
 
 
 @door
-def show_solvers(console: Console) -> None:
-    """Print the registry of solvers as a table."""
+def show_solvers(console: Console, chosen: Sequence[solvers.Solver] | None = None) -> None:
+    """Print solvers as a table, by default all of the registry."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("solver", "order", "NFE a step", "noise", "options", "source"):
         table.add_column(name, justify="right" if name in ("order", "NFE a step") else "left")
-    for solver in map(solvers.get, solvers.names()):
+    for solver in map(solvers.get, solvers.names()) if chosen is None else chosen:
         options = ", ".join(f"{name}={option.default!r}" for name, option in solver.available.items())
         noise = "yes" if solver.stochastic else ""
         facts = (solver.name, str(solver.order), str(solver.evaluations), noise, options, solver.reference)

@@ -183,6 +183,25 @@ def check_count(name: str, value: object, low: int, why: str) -> None:
         raise ValueError(f"{name}={value!r}: it must be a whole number of at least {low}; {why}")
 
 
+@dataclass(frozen=True)
+class _FullSteps:  # a solver is pickled with it, which a function made in a function cannot be
+    evaluations: int
+
+    def __call__(self, budget: int) -> list[int]:
+        whole, rest = divmod(budget, self.evaluations)
+        return [self.evaluations] * whole + [rest] * (rest > 0)
+
+
+@dataclass(frozen=True)
+class _Starting:
+    evaluations: int
+    steps: int
+
+    def __call__(self, budget: int) -> list[int]:
+        first = self.evaluations * self.steps
+        return [*_FullSteps(self.evaluations)(min(budget, first)), *[1] * (budget - first)]
+
+
 @door
 @lru_cache
 def full_steps(evaluations: int) -> Split:
@@ -191,7 +210,7 @@ def full_steps(evaluations: int) -> Split:
     >>> full_steps(2)(5)
     [2, 2, 1]
     """
-    return lambda budget: [evaluations] * (budget // evaluations) + [budget % evaluations] * (budget % evaluations > 0)
+    return _FullSteps(evaluations)
 
 
 @door
@@ -202,8 +221,7 @@ def starting(evaluations: int, steps: int) -> Split:
     >>> starting(3, 2)(5), starting(3, 2)(8)
     ([3, 2], [3, 3, 1, 1])
     """
-    first = full_steps(evaluations)
-    return lambda budget: [*first(min(budget, evaluations * steps)), *[1] * (budget - evaluations * steps)]
+    return _Starting(evaluations, steps)
 
 
 @door
