@@ -2,11 +2,13 @@
 
     python benchmarks/workers.py                   # 5,000 cells by 1, 2 and 8 processes, then 8 with random kills
     python benchmarks/workers.py --cells 500
+    python benchmarks/workers.py --samples 64      # smaller cells
 
-A cell is some 25 ms of one core: 64 samples in two dimensions, the default metrics with their jackknife. "outside" is
+A cell is some 35 ms of one core: 128 samples in two dimensions, the default metrics with their jackknife. "outside" is
 the share of the processes' wall time in ``compare`` that is neither evaluation nor metrics: keys, claims, records,
-waiting for others. Imports come before it. Both are told by clocks in the processes that ended by themselves; where
-there are more processes than cores, all of their time is longer, inside and outside. The load is of the machine before.
+waiting for others; "of CPU" is the same share of their processor time, which tells more where there are more processes
+than cores, and a process that is outside may just wait for its turn. Imports come before it. Both are told by clocks in
+the processes that ended by themselves. The load is of the machine before.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 
-def work(cells: int, folder: Path) -> None:
-    """One process: prints its seconds, those of evaluation and metrics, and those of imports."""
+def work(cells: int, samples: int, folder: Path) -> None:
+    """One process: prints its seconds of wall and processor, those of evaluation and metrics, and those of imports."""
     began = time.perf_counter()
     import torch
 
@@ -34,20 +36,21 @@ def work(cells: int, folder: Path) -> None:
 
     imports = time.perf_counter() - began
     torch.set_num_threads(1)
-    inside, depth = [0.0], [0]
+    inside, depth = [0.0, 0.0], [0]
 
     def clocked(holder: Any, name: str) -> None:
         function = getattr(holder, name)
 
         def timed(*arguments: Any, **options: Any) -> Any:
             depth[0] += 1
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             try:
                 return function(*arguments, **options)
             finally:
                 depth[0] -= 1
                 if depth[0] == 0:
-                    inside[0] += time.perf_counter() - began
+                    inside[0] += time.perf_counter() - began[0]
+                    inside[1] += time.process_time() - began[1]
 
         setattr(holder, name, timed)
 
@@ -57,20 +60,23 @@ def work(cells: int, folder: Path) -> None:
     for name in ("against_data", "left_out", "against_endpoint", "against_endpoint_left_out"):
         clocked(ruler.Ruler, name)
     target = sk.targets.Gaussian(torch.tensor([0.1, -0.2]), torch.tensor([[1.0, 0.6], [0.6, 0.5]]))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     sk.compare(
-        target.model(sk.VP()), target.sample(256), solvers=["ddim", "dpmpp-2m", "euler", "unipc-2", "ddpm"],
-        nfe=range(6, 16), samples=64, seed=range(cells // 50), out=folder, real=target.sample(256, seed=1),
+        target.model(sk.VP()), target.sample(2 * samples), solvers=["ddim", "dpmpp-2m", "euler", "unipc-2", "ddpm"],
+        nfe=range(6, 16), samples=samples, seed=range(cells // 50), out=folder, real=target.sample(2 * samples, seed=1),
     )  # fmt: skip
-    print(json.dumps({"wall": time.perf_counter() - began, "inside": inside[0], "imports": imports}))
+    wall, busy = time.perf_counter() - began, time.process_time() - busy
+    told = {"wall": wall, "inside": inside[0], "cpu": busy, "cpu_inside": inside[1], "imports": imports}
+    print(json.dumps(told))
 
 
-def run(cells: int, workers: int, kill: bool) -> set[str]:
+def run(cells: int, samples: int, workers: int, kill: bool) -> set[str]:
     """All processes on one new folder; a line of what they did, and the keys of the records."""
     load, cpu = os.getloadavg()[0], os.times()[2:4]
     with tempfile.TemporaryDirectory() as name:
         folder, began = Path(name), time.perf_counter()
-        command = [sys.executable, __file__, "--cells", str(cells), "--worker", str(folder)]
+        sizes = ["--cells", str(cells), "--samples", str(samples)]
+        command = [sys.executable, __file__, *sizes, "--worker", str(folder)]
 
         def start() -> subprocess.Popen[str]:
             # a claim of one who was killed is free again after two seconds, not sixty
@@ -93,11 +99,13 @@ def run(cells: int, workers: int, kill: bool) -> set[str]:
         records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     twice = sum(count - 1 for count in Counter(record["key"] for record in records).values())
     busy, inside, imports = (sum(one[name] for one in told) for name in ("wall", "inside", "imports"))
+    own, own_inside = (sum(one[name] for one in told) for name in ("cpu", "cpu_inside"))
     cpu = [after - before for before, after in zip(cpu, os.times()[2:4])]
     print(
         f"{workers} processes{f', {killed} killed' * kill}: {len(records)} records of {cells}, {twice} twice;"
         f" {wall:.1f} s, {max(one['wall'] for one in told):.1f} s without imports, CPU {sum(cpu):.1f} s;"
-        f" outside {1 - inside / busy:.2%}, imports {imports / workers:.1f} s each; load {load:.1f}",
+        f" outside {1 - inside / busy:.2%}, of CPU {1 - own_inside / own:.2%}, imports {imports / workers:.1f} s each;"
+        f" load {load:.1f}",
         flush=True,
     )
     return {record["key"] for record in records}
@@ -106,16 +114,18 @@ def run(cells: int, workers: int, kill: bool) -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=int, default=5000)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--worker", type=Path)
     options = parser.parse_args()
     if options.worker:
         from sdekit import claims
 
         claims.LEASE = float(os.environ.get("SDEKIT_BENCH_LEASE", claims.LEASE))
-        work(options.cells, options.worker)
+        work(options.cells, options.samples, options.worker)
         return
     random.seed(0)
-    keys = [run(options.cells, workers, kill) for workers, kill in ((1, False), (2, False), (8, False), (8, True))]
+    kinds = ((1, False), (2, False), (8, False), (8, True))
+    keys = [run(options.cells, options.samples, workers, kill) for workers, kill in kinds]
     print("the same set of records" if all(one == keys[0] for one in keys) else "THE RECORDS DIFFER")
 
 

@@ -397,9 +397,28 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.load_network": lambda: {"path": saved(), "device": "cpu"},
     "nn.save": lambda: {"model": sk.ScoreModel(small_unet(), VP()), "folder": "model"},
     "nn.save_network": lambda: {"path": "net.safetensors", "net": small_unet(), "metadata": {}},
+    "training.Checkpoint": lambda: {"path": "a.ckpt"},
+    "training.Consistency": lambda: {
+        "times": "importance", "stages": 2, "base": 2.0, "batch": 4, "label_dropout": 0.0, "null_label": 0, "seed": 0
+    },
+    "training.consistency_loss": lambda: {
+        "model": model(), "x0": x(2, 2), "t": torch.tensor([0.1, 0.9]), "r": torch.tensor([0.0, 0.5]),
+        "eps": x(2, 2, seed=1), "teacher": None,
+    },
+    "training.log_normal_times": lambda: {"process": VP(), "u": torch.rand(3), "mean": -1.2, "std": 1.2},
+    "training.score_matching_loss": lambda: {
+        "model": model(), "x0": x(2, 2), "t": torch.tensor([0.1, 0.9]), "eps": x(2, 2, seed=1), "probes": None
+    },
+    "training.time_sampler": lambda: {"spec": "uniform"},
+    "training.train_consistency": lambda: {
+        "model": sk.ScoreModel(Dense(), VP()), "data": x(8, 2), "labels": None,
+        "task": sk.training.Consistency(batch=4), "plan": optimisation(), "teacher": None, "checkpoint": None,
+        "progress": False,
+    },
+    "training.weighting": lambda: {"spec": "simple"},
     "training.Denoising": lambda: {
-        "predicts": "x0", "time": "half-log-snr", "times": "importance", "batch": 4, "label_dropout": 0.0,
-        "null_label": 0, "seed": 0,
+        "predicts": "x0", "time": "half-log-snr", "times": "importance", "weights": None, "batch": 4,
+        "label_dropout": 0.0, "null_label": 0, "seed": 0,
     },
     "training.Optimisation": lambda: {"steps": 2, "lr": 1e-3, "warmup": 1, "ema": 0.9},
     "training.batch_rows": lambda: {"count": 6, "batch": 4, "seed": 0, "step": 0},

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import sdekit as sk
-from sdekit import training
-from sdekit.training import Checkpoint, Denoising, Optimisation, fit, train_denoiser
+from sdekit.training import Checkpoint, Denoising, Optimisation, fit, loop, train_denoiser
 
 # a short table of large betas, and data away from 0, are far from standardised: not what is tested here
 pytestmark = pytest.mark.filterwarnings("ignore::sdekit.misfit.MisfitWarning")
@@ -64,16 +63,16 @@ def assert_equal(one, other):
 @pytest.fixture
 def stop_at(monkeypatch):
     """``stop_at(step)``: the next run is killed before that step's update."""
-    update = training._update
+    update = loop._update
 
     def stop(step):
         def killed(state, loss_at, plan, at):
             if at == step:
-                monkeypatch.setattr(training, "_update", update)
+                monkeypatch.setattr(loop, "_update", update)
                 raise KeyboardInterrupt
             return update(state, loss_at, plan, at)
 
-        monkeypatch.setattr(training, "_update", killed)
+        monkeypatch.setattr(loop, "_update", killed)
 
     return stop
 

@@ -19,7 +19,6 @@ from sdekit.training import (
     Checkpoint,
     Denoising,
     Optimisation,
-    _drop_labels,
     batch_rows,
     denoising_loss,
     fit,
@@ -27,6 +26,7 @@ from sdekit.training import (
     stratified,
     train_denoiser,
 )
+from sdekit.training.denoiser import drop_labels
 
 PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP.linear(100), sk.Flow()]
 
@@ -152,7 +152,7 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
 
 def test_labels_are_dropped_with_the_stated_probability():
     task = Denoising(label_dropout=0.3, null_label=10)
-    dropped = _drop_labels(torch.zeros(10_000, dtype=torch.int64), task, step=5) == 10
+    dropped = drop_labels(torch.zeros(10_000, dtype=torch.int64), task, step=5) == 10
     assert abs(dropped.double().mean().item() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 10_000)
 
 

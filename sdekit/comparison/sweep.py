@@ -192,12 +192,13 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Task:
-    """A cell to measure: the digest of what its row does, and, where it cannot run, why."""
+    """A cell to measure: the digest of what its row does, where it cannot run why, and whether it draws noise."""
 
     row: Contender
     job: Job
     plan: str
     note: str
+    stochastic: bool
 
 
 @dataclass(frozen=True)
@@ -215,11 +216,11 @@ class _Run:
         """The cells to measure by their keys."""
         found = dict[str, _Task]()
         for row in rows:
-            plan, note = self._table(row)
+            (plan, note), stochastic = self._table(row), row.stochastic
             asked = repr((row.solver, row.grid, row.nfe, plan, note, self.shared))
             for job in self.jobs:  # some microseconds each: every process does this for every cell
                 key = sha256(f"{asked} {self.endpoint_keys[job.seed]}".encode()).hexdigest()[:16]
-                found[key] = _Task(row, job, plan, note)
+                found[key] = _Task(row, job, plan, note, stochastic)
         return found
 
     def _table(self, row: Contender) -> tuple[str, str]:
@@ -233,8 +234,8 @@ class _Run:
         row, job = task.row, task.job
         facts: dict[str, Any] = {
             "target": self.target, "process": self.process, "solver": row.solver, "grid": row.grid, "nfe": row.nfe,
-            "samples": job.shape[0], "seed": job.seed, "stochastic": row.stochastic, "note": task.note,
-            "device": str(job.model.device), "versions": _versions(), "network": self.network,
+            "samples": job.shape[0], "seed": job.seed, "stochastic": task.stochastic, "note": task.note,
+            "device": self.device, "versions": _versions(), "network": self.network,
             "data": self.ruler.digest, "plan": task.plan, "behaviour": self.behaviour, "key": key,
         }  # fmt: skip
         return Cell(**{**facts, **known})
@@ -242,6 +243,10 @@ class _Run:
     @cached_property
     def process(self) -> str:
         return str(self.jobs[0].model.process)
+
+    @cached_property
+    def device(self) -> str:
+        return str(self.jobs[0].model.device)
 
     @cached_property
     def shared(self) -> str:
@@ -274,7 +279,7 @@ class _Run:
     def cost(self, tasks: Sequence[_Task]) -> int:
         """Network evaluations of those cells, as far as it is known, with the endpoints that they need."""
         tasks = [task for task in tasks if not task.note]
-        seeds = {task.job.seed for task in tasks if not task.row.stochastic} if self.ruler.paired else set[int]()
+        seeds = {task.job.seed for task in tasks if not task.stochastic} if self.ruler.paired else set[int]()
         fresh = sum(job.seed in seeds and not self.store.has(self.endpoint_keys[job.seed]) for job in self.jobs)
         n = self.jobs[0].shape[0]
         return sum(task.row.nfe * n for task in tasks) + fresh * (ENDPOINT[1] * n + CHECK[1] * min(CHECKED, n))
@@ -301,7 +306,7 @@ class _Run:
         row, job = task.row, task.job
         if task.note:
             return self._cell(key, task)
-        endpoint, error = (None, {}) if row.stochastic or not self.ruler.paired else self.endpoint(job)
+        endpoint, error = (None, {}) if task.stochastic or not self.ruler.paired else self.endpoint(job)
         tick = self.ticker.start(f"{row.solver}, {row.grid}, NFE {row.nfe or '…'}")
         try:
             (x, evaluations, rounds), seconds, peak = timed(row, job, tick)

@@ -1,0 +1,28 @@
+r"""Training: what a network is trained for, the loop that survives a kill, and models of few steps.
+
+Everything random in a step (which rows, which times, which noise, what dropout drops) is a pure function of
+(seed, step). So a checkpoint is the weights, their average, Adam's moments and a step number, and a run that was killed
+and resumed ends with the same bits as one that was not, on the same machine with the same number of threads.
+"""
+
+from sdekit.checkpoint import Checkpoint
+from sdekit.training.consistency import Consistency, consistency_loss, train_consistency
+from sdekit.training.denoiser import Denoising, batch_rows, train_denoiser
+from sdekit.training.loop import Optimisation, fit, lerp_weights
+from sdekit.training.objectives import denoising_loss, denoising_risk, score_matching_loss
+from sdekit.training.times import (
+    TIME_SAMPLERS,
+    importance_times,
+    log_normal_times,
+    stratified,
+    time_sampler,
+    uniform_times,
+)
+from sdekit.training.weightings import WEIGHTINGS, weighting
+
+__all__ = [
+    "TIME_SAMPLERS", "WEIGHTINGS", "Checkpoint", "Consistency", "Denoising", "Optimisation", "batch_rows",
+    "consistency_loss", "denoising_loss", "denoising_risk", "fit", "importance_times", "lerp_weights",
+    "log_normal_times", "score_matching_loss", "stratified", "time_sampler", "train_consistency", "train_denoiser",
+    "uniform_times", "weighting",
+]  # fmt: skip
