@@ -176,6 +176,19 @@ class Dense(torch.nn.Module):
         return x * self.weight.sum()
 
 
+class Velocity(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Linear(2, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        return self.gain(torch.stack([t, end], 1)) * x
+
+
+def mean_velocity() -> sk.ScoreModel:
+    return sk.ScoreModel(Velocity(), sk.Flow(), "flow")
+
+
 def optimisation() -> sk.training.Optimisation:
     return sk.training.Optimisation(steps=2, lr=1e-3, warmup=1)
 
@@ -397,6 +410,37 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "nn.load_network": lambda: {"path": saved(), "device": "cpu"},
     "nn.save": lambda: {"model": sk.ScoreModel(small_unet(), VP()), "folder": "model"},
     "nn.save_network": lambda: {"path": "net.safetensors", "net": small_unet(), "metadata": {}},
+    "training.Batches": lambda: {"batch": 4, "label_dropout": 0.0, "null_label": 0, "seed": 0},
+    "training.MeanFlow": lambda: {
+        "mean": 0.0, "std": 1.0, "instant": 0.5, "power": 1.0, "batch": 4, "label_dropout": 0.0, "null_label": 0,
+        "seed": 0,
+    },
+    "training.mean_flow_loss": lambda: {
+        "model": mean_velocity(), "x0": x(2, 2), "t": torch.tensor([0.1, 0.9]), "r": torch.tensor([0.0, 0.5]),
+        "eps": x(2, 2, seed=1),
+    },
+    "training.mean_flow_steps": lambda: {"model": mean_velocity(), "start": x(2, 2), "nfe": 2},
+    "training.pairs": lambda: {
+        "teacher": model(), "shape": (4, 2), "solver": "ddim", "nfe": 3, "seed": 0, "batch_size": None,
+        "progress": False,
+    },
+    "training.train_mean_flow": lambda: {
+        "model": mean_velocity(), "data": x(8, 2), "labels": None, "task": sk.training.MeanFlow(batch=4),
+        "plan": optimisation(), "checkpoint": None, "progress": False,
+    },
+    "training.train_progressive": lambda: {
+        "teacher": sk.ScoreModel(Dense(), VP()), "data": x(8, 2), "labels": None, "steps": 2, "grid": "logsnr",
+        "task": sk.training.Batches(batch=4), "plan": optimisation(), "checkpoint": None, "progress": False,
+    },
+    "training.train_reflow": lambda: {
+        "model": sk.ScoreModel(Dense(), VP()), "x0": x(8, 2), "eps": x(8, 2, seed=1), "labels": None,
+        "times": "uniform", "task": sk.training.Batches(batch=4), "plan": optimisation(), "checkpoint": None,
+        "progress": False,
+    },
+    "training.two_steps": lambda: {
+        "teacher": model(), "x": x(2, 2), "t": torch.tensor([0.8, 0.9]), "between": torch.tensor([0.5, 0.6]),
+        "s": torch.tensor([0.2, 0.3]),
+    },
     "training.Checkpoint": lambda: {"path": "a.ckpt"},
     "training.Consistency": lambda: {
         "times": "importance", "stages": 2, "base": 2.0, "batch": 4, "label_dropout": 0.0, "null_label": 0, "seed": 0

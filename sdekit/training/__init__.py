@@ -7,9 +7,12 @@ and resumed ends with the same bits as one that was not, on the same machine wit
 
 from sdekit.checkpoint import Checkpoint
 from sdekit.training.consistency import Consistency, consistency_loss, train_consistency
-from sdekit.training.denoiser import Denoising, batch_rows, train_denoiser
+from sdekit.training.denoiser import Batches, Denoising, batch_rows, train_denoiser
 from sdekit.training.loop import Optimisation, fit, lerp_weights
+from sdekit.training.mean_flow import MeanFlow, mean_flow_loss, mean_flow_steps, train_mean_flow
 from sdekit.training.objectives import denoising_loss, denoising_risk, score_matching_loss
+from sdekit.training.progressive import train_progressive, two_steps
+from sdekit.training.reflow import pairs, train_reflow
 from sdekit.training.times import (
     TIME_SAMPLERS,
     importance_times,
@@ -21,8 +24,9 @@ from sdekit.training.times import (
 from sdekit.training.weightings import WEIGHTINGS, weighting
 
 __all__ = [
-    "TIME_SAMPLERS", "WEIGHTINGS", "Checkpoint", "Consistency", "Denoising", "Optimisation", "batch_rows",
-    "consistency_loss", "denoising_loss", "denoising_risk", "fit", "importance_times", "lerp_weights",
-    "log_normal_times", "score_matching_loss", "stratified", "time_sampler", "train_consistency", "train_denoiser",
-    "uniform_times", "weighting",
+    "TIME_SAMPLERS", "WEIGHTINGS", "Batches", "Checkpoint", "Consistency", "Denoising", "MeanFlow", "Optimisation",
+    "batch_rows", "consistency_loss", "denoising_loss", "denoising_risk", "fit", "importance_times", "lerp_weights",
+    "log_normal_times", "mean_flow_loss", "mean_flow_steps", "pairs", "score_matching_loss", "stratified",
+    "time_sampler", "train_consistency", "train_denoiser", "train_mean_flow", "train_progressive", "train_reflow",
+    "two_steps", "uniform_times", "weighting",
 ]  # fmt: skip

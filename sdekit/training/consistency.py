@@ -14,7 +14,6 @@ weights: that is the parametrisation of sCM (Lu & Song 2025, with σ_d = 1), and
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -33,7 +32,7 @@ from sdekit.names import Between
 from sdekit.process import Process, match
 from sdekit.process import State as Samples
 from sdekit.sampling import Model
-from sdekit.training.denoiser import DROPOUT, batch_of, checked_data, checked_labels, drawing_for
+from sdekit.training.denoiser import DROPOUT, batch_of, checked_data, checked_labels, drawing_for, trainable
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
 from sdekit.training.times import stratified, time_sampler
@@ -188,10 +187,3 @@ def train_consistency(
 def choose(inside: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x for the samples that are ``inside`` [batch], y for the others."""
     return torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-
-
-def trainable(model: ScoreModel) -> nn.Module:
-    """A copy of the model's network, all of whose parameters train."""
-    if not isinstance(model.net, nn.Module):
-        raise ValueError(f"model: its net is a {type(model.net).__name__}; only an nn.Module can be trained")
-    return copy.deepcopy(model.net).requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sdekit import noise
 from sdekit.checkpoint import Checkpoint
 from sdekit.data import as_tensor
-from sdekit.door import Count, Place, Seed, door
+from sdekit.door import Count, Place, Seed, Share, door
 from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel, TimeMap
 from sdekit.process import Process
@@ -57,6 +58,17 @@ class Batching(Protocol):
     def null_label(self) -> int: ...
     @property
     def seed(self) -> int: ...
+
+
+@door
+@dataclass(frozen=True)
+class Batches:
+    """What a step of a student's training sees: see ``Denoising``."""
+
+    batch: Count = 128
+    label_dropout: Share = 0.0
+    null_label: int = 0
+    seed: Seed = 0
 
 
 @door
@@ -163,6 +175,13 @@ def checked_labels(labels: Any, count: int) -> Tensor | None:
 def drop_labels(labels: Tensor, task: Batching, step: int) -> Tensor:
     dropped = torch.rand(len(labels), generator=_generator(task.seed, _LABELS, step)) < task.label_dropout
     return labels.masked_fill(dropped.to(labels.device), task.null_label)
+
+
+def trainable(model: ScoreModel) -> nn.Module:
+    """A copy of the model's network, all of whose parameters train."""
+    if not isinstance(model.net, nn.Module):
+        raise ValueError(f"model: its net is a {type(model.net).__name__}; only an nn.Module can be trained")
+    return copy.deepcopy(model.net).requires_grad_()
 
 
 @contextmanager
