@@ -31,12 +31,16 @@ from sdekit.identity import UnidentifiedError, identify
 class Checkpoint:
     """Where and how often (seconds) the loop writes its state; ``every=0`` writes it after each step.
 
+    With ``log`` it also writes a line of JSON every ``loop.LOOK`` steps: the step, the mean loss since the line before,
+    the learning rate and the seconds since the run began or went on.
+
     >>> Checkpoint("run.ckpt").every
     20.0
     """
 
     path: str | os.PathLike[str]
     every: float = 20.0
+    log: str | os.PathLike[str] | None = None
 
 
 def describe(parts: Mapping[str, Any]) -> dict[str, str]:
@@ -114,13 +118,12 @@ class Keeper:
         self.initial = stored["initial"]
         return stored["step"]
 
-    def keep(self, step: int, at_once: bool) -> None:
-        """Write the state before step ``step``, where it is due or wanted at once."""
-        if at_once or time.monotonic() - self.saved >= self.every:
-            self._save(step)
-            self.saved = time.monotonic()
+    def due(self) -> bool:
+        """Whether as much time has passed since the last writing as the checkpoint says."""
+        return time.monotonic() - self.saved >= self.every
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int) -> None:
+        """Write the state before step ``step``."""
         record = {"identity": json.dumps(self.identity), "initial": self.initial, "step": step}
         loss = self.probe(self.state.average)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,7 @@ class Keeper:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)  # a kill leaves the old file or the new one, never half of one
+        self.saved = time.monotonic()
 
     def _compare_weights(self, stored: Mapping[str, Any]) -> None:
         own = {name: part.cpu() for name, part in self.state.net.state_dict().items() if isinstance(part, Tensor)}

@@ -27,7 +27,7 @@ def share(n: int) -> range:
     >>> share(10)  # alone
     range(0, 10)
     """
-    return _share(n, *_world())
+    return _share(n, *world())
 
 
 def _share(n: int, rank: int, size: int) -> range:
@@ -52,7 +52,7 @@ def sample(model: Model, shape: Sequence[int], *, seed: int | None = None, **opt
     torch.Size([4, 2])
     """
     n, *event = sampling.check_shape(shape, options.get("start"))
-    _, size = _world()
+    _, size = world()
     if n < size:
         raise ValueError(f"shape={tuple(shape)}: {n} samples for {size} processes: each needs at least 1")
     mine = share(n)
@@ -66,7 +66,14 @@ def sample(model: Model, shape: Sequence[int], *, seed: int | None = None, **opt
     return replace(part, x=_gathered(part.x, n), trajectory=trajectory)
 
 
-def _world() -> tuple[int, int]:
+def world() -> tuple[int, int]:
+    """This process's number and how many there are.
+
+    Raises ValueError where processes were started but not joined.
+
+    >>> world()  # alone
+    (0, 1)
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

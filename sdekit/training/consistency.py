@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdekit import noise
 from sdekit.checkpoint import Checkpoint
 from sdekit.door import Count, Seed, Share, door
 from sdekit.misfit import warn_of_data
@@ -32,10 +31,10 @@ from sdekit.names import Between
 from sdekit.process import Process, match
 from sdekit.process import State as Samples
 from sdekit.sampling import Model
-from sdekit.training.denoiser import DROPOUT, batch_of, checked_data, checked_labels, drawing_for, trainable
+from sdekit.training.denoiser import DROPOUT, checked_data, checked_labels, drawing_for, seen, trainable
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
-from sdekit.training.times import stratified, time_sampler
+from sdekit.training.times import time_sampler
 
 Times = Float[Tensor, "batch"]
 PLAN = Optimisation(steps=2000, lr=3e-4, ema=0.995)
@@ -169,16 +168,13 @@ def train_consistency(
 
     def loss_at(net: nn.Module, step: int) -> Tensor:
         student = ScoreModel(net, model.process, model.predicts, model.time)
-        batch, conditions = batch_of(x0, given, task, step)
-        u = stratified(len(batch), task.seed, step, batch.device)
-        t, weights = draw(model.process, u)
-        t = t.to(batch.dtype)
-        stage = 1 + step * task.stages // plan.steps
-        r = earlier(model.process, t, stage, task.base)
-        samples = torch.arange(len(batch), device=batch.device)
-        eps = noise.normal(task.seed, step, samples, batch.shape[1:], batch.dtype)
+        batch = seen(x0, given, task, step)
+        t, weights = draw(model.process, batch.u)
+        t = t.to(x0.dtype)
+        r = earlier(model.process, t, 1 + step * task.stages // (plan.steps * plan.accumulate), task.base)
         with drawing_for(model.device, task.seed, DROPOUT, step):
-            return (weights * consistency_loss(student, batch, t, r, eps, teacher, **conditions)).mean()
+            loss = consistency_loss(student, batch.x0, t, r, batch.eps, teacher, **batch.conditions)
+        return (weights * loss).mean()
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, model.process, model.predicts, model.time)

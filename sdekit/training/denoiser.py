@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from sdekit import noise
 from sdekit.checkpoint import Checkpoint
 from sdekit.data import as_tensor
+from sdekit.distributed import share, world
 from sdekit.door import Count, Place, Seed, Share, door
 from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel, TimeMap
 from sdekit.process import Process
 from sdekit.training.loop import Optimisation, fit
-from sdekit.training.objectives import denoising_risk
-from sdekit.training.times import time_sampler
+from sdekit.training.objectives import risk_at
+from sdekit.training.times import stratified, time_sampler
 from sdekit.training.weightings import weighting
 
 PLAN = Optimisation(steps=5000, lr=2e-3)
@@ -134,19 +135,40 @@ def train_denoiser(
 
     def loss_at(net: nn.Module, step: int) -> Tensor:
         model = ScoreModel(net, process, task.predicts, task.time)
-        batch, conditions = batch_of(x0, given, task, step)
+        batch = seen(x0, given, task, step)
         with drawing_for(device, task.seed, DROPOUT, step):
-            return denoising_risk(model, batch, task.times, task.seed, step, task.weights, **conditions)
+            return risk_at(model, batch.x0, batch.u, batch.eps, task.times, task.weights, **batch.conditions)
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, process, task.predicts, task.time)
 
 
-def batch_of(x0: Tensor, labels: Tensor | None, task: Batching, step: int) -> tuple[Tensor, dict[str, Any]]:
-    """The rows of step number ``step`` and the conditions that go with them, their labels dropped as the task says."""
-    rows = batch_rows(len(x0), task.batch, task.seed, step)
-    conditions = {} if labels is None else {"label": drop_labels(labels[rows], task, step).to(x0.device)}
-    return x0[rows.to(x0.device)], conditions
+@dataclass(frozen=True)
+class Seen:
+    """This process's share of a step's batch: places in it, rows of the data, quantiles of times, and noise."""
+
+    places: Int[Tensor, "share"]
+    rows: Int[Tensor, "share"]
+    x0: Tensor
+    conditions: Mapping[str, Any]
+    u: Float[Tensor, "share"]
+    eps: Tensor
+
+
+def seen(x0: Tensor, labels: Tensor | None, task: Batching, step: int) -> Seen:
+    """The batch of step number ``step``, its labels dropped as the task says, or this process's part of it.
+
+    Raises ValueError where the batch cannot be shared out equally.
+    """
+    (_, processes), mine, device = world(), share(task.batch), x0.device
+    if task.batch % processes:
+        raise ValueError(f"batch={task.batch}: {processes} processes share it out: it must be a multiple of that")
+    rows, part = batch_rows(len(x0), task.batch, task.seed, step), slice(mine.start, mine.stop)
+    given = {} if labels is None else {"label": drop_labels(labels[rows], task, step)[part].to(device)}
+    rows, places = rows[part].to(device), torch.arange(mine.start, mine.stop, device=device)
+    u = stratified(task.batch, task.seed, step, device)[part]
+    eps = noise.normal(task.seed, step, places, x0.shape[1:], x0.dtype)
+    return Seen(places, rows, x0[rows], given, u, eps)
 
 
 def checked_data(data: Any) -> Tensor:

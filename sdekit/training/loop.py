@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from sdekit.checkpoint import Checkpoint, Keeper, State
-from sdekit.door import door
+from sdekit.distributed import world
+from sdekit.door import Count, Positive, bare, door
+from sdekit.names import OneOf
 
-Steps = Iterator[tuple[int, Callable[[Tensor], None]]]
+Look = Callable[[int, Tensor, bool], None]
+LOOK = 20
+"""Steps from one look at the losses to the next: it waits for the device."""
 
 
 @door
@@ -40,12 +48,24 @@ class Optimisation:
     """Adam with linear warm-up, a cosine to zero, and an exponential average of the weights.
 
     The average's decay after n steps is min(ema, (1 + n)/(10 + n)), so that early weights are forgotten.
+
+    Attributes:
+        steps: updates of the weights.
+        lr: the largest learning rate.
+        warmup: steps until it is reached.
+        ema: the average's decay in the end.
+        clip: the largest norm of the whole gradient; longer ones are shortened to it. None: as it comes.
+        accumulate: batches whose gradients an update averages: update k sees those of steps k n … k n + n − 1.
+        precision: ``"bfloat16"`` computes the loss under ``torch.autocast``; the weights stay as they are.
     """
 
     steps: int
     lr: float
     warmup: int = 100
     ema: float = 0.999
+    clip: Positive | None = None
+    accumulate: Count = 1
+    precision: Annotated[str, OneOf("float32", "bfloat16")] = "float32"
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step ``step``, counted from 0."""
@@ -77,39 +97,72 @@ def fit(
 
     Ctrl-C finishes the step in hand, writes the checkpoint and raises KeyboardInterrupt.
 
-    Raises ValueError for a network without parameters to train, for a checkpoint of another run, and, with a
-    checkpoint, for a part that cannot be identified.
+    Under ``torchrun``, where the processes have joined, gradients are averaged over them; ``loss_at`` is then the loss
+    of a process's own share of the batch, and the first process's weights are everybody's. It alone writes files.
+
+    Raises ValueError for a network without parameters to train, for a checkpoint of another run, for a loss that is not
+    finite (the checkpoint stays as it was before), and, with a checkpoint, for a part that cannot be identified.
     """
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ValueError("net: none of its parameters requires a gradient; net.requires_grad_() lets them train")
     with _training_mode(net):
+        _same_weights(net)
         average = copy.deepcopy(net).requires_grad_(False).eval()
         state = State(net, average, torch.optim.Adam(net.parameters(), lr=plan.lr, betas=(0.9, 0.99)))
         parts = {**identity, **{f"plan.{name}": value for name, value in asdict(plan).items()}}
         keeper = checkpoint and Keeper(checkpoint, state, parts, lambda net: loss_at(net, 0).item())
         first = keeper.resume() if keeper else 0
-        with _steps(first, plan.steps, progress) as steps, _deferred_interrupt() as interrupted:
-            for step, show in steps:
-                show(_update(state, loss_at, plan, step))
-                if keeper:
-                    keeper.keep(step + 1, at_once=interrupted.is_set())
+        with _looking(first, plan, checkpoint, progress) as look, _deferred_interrupt() as interrupted:
+            for step in range(first, plan.steps):
+                due = keeper is not None and _leads() and (interrupted.is_set() or keeper.due())
+                look(step, _update(state, loss_at, plan, step), due)
+                if keeper and due:
+                    keeper.save(step + 1)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
     return average
 
 
 def _update(state: State, loss_at: Callable[[nn.Module, int], Tensor], plan: Optimisation, step: int) -> Tensor:
+    """One step of Adam and of the average; the mean loss before it, still on the device."""
     for group in state.adam.param_groups:
         group["lr"] = plan.lr_at(step)
     state.adam.zero_grad()
-    loss = loss_at(state.net, step)
-    loss.backward()
+    weights = list(state.net.parameters())
+    loss = torch.zeros((), device=weights[0].device)
+    for part in range(plan.accumulate):
+        with torch.autocast(loss.device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
+            one = loss_at(state.net, step * plan.accumulate + part) / plan.accumulate
+        one.backward()
+        loss = loss + one.detach()
+    _averaged([loss, *(weight.grad for weight in weights if weight.grad is not None)])
+    if plan.clip is not None:
+        nn.utils.clip_grad_norm_(weights, plan.clip)
     state.adam.step()
-    weights = [parameter.detach() for parameter in state.net.parameters()]
-    lerp_weights(list(state.average.parameters()), weights, plan.ema_at(step))
+    bare(lerp_weights)(list(state.average.parameters()), [weight.detach() for weight in weights], plan.ema_at(step))
     for kept, buffer in zip(state.average.buffers(), state.net.buffers()):
         kept.copy_(buffer)
-    return loss.detach()
+    return loss
+
+
+def _leads() -> bool:
+    """Whether this process writes the files of the run."""
+    return world()[0] == 0
+
+
+def _same_weights(net: nn.Module) -> None:
+    if world()[1] > 1:
+        for tensor in net.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def _averaged(tensors: Sequence[Tensor]) -> None:
+    """Each one's mean over the processes, in place."""
+    _, size = world()
+    if size > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor.div_(size)
 
 
 @contextmanager
@@ -126,22 +179,51 @@ def _training_mode(net: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _steps(first: int, last: int, progress: bool) -> Generator[Steps, None, None]:
-    """The steps still to do, each with a function that shows its loss, under a progress bar if wanted."""
-    if not progress:
-        yield ((step, lambda loss: None) for step in range(first, last))
+def _looking(first: int, plan: Optimisation, checkpoint: Checkpoint | None, progress: bool) -> Generator[Look]:
+    """A function (step, loss, now) that reads the losses every ``LOOK`` steps, and where ``now``: that waits for the
+    device. It shows and logs their mean, and raises ValueError for one that is not finite, before it is saved."""
+    recent, began = list[Tensor](), time.monotonic()
+    log = None if checkpoint is None or checkpoint.log is None or not _leads() else Path(checkpoint.log)
+    if log is not None:
+        _keep_until(log, first)
+    with _bar(first, plan.steps, progress and _leads()) as show:
+
+        def look(step: int, loss: Tensor, now: bool) -> None:
+            recent.append(loss)
+            if not now and (step + 1) % LOOK and step + 1 < plan.steps:
+                return
+            losses = torch.stack(recent).tolist()
+            recent.clear()
+            for place, value in enumerate(losses, step + 1 - len(losses)):
+                if not math.isfinite(value):
+                    raise ValueError(f"the loss of step {place} is {value}: a checkpoint holds an earlier step, if any")
+            mean = sum(losses) / len(losses)
+            show(step + 1, mean)
+            if log is not None:
+                line = {"step": step + 1, "loss": mean, "lr": plan.lr_at(step), "seconds": time.monotonic() - began}
+                with log.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+        yield look
+
+
+def _keep_until(log: Path, step: int) -> None:
+    """The lines of a run that goes on from ``step``: what was done after the last checkpoint is done again."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text().splitlines() if log.exists() and step else []
+    log.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+@contextmanager
+def _bar(first: int, last: int, show: bool) -> Generator[Callable[[int, float], None]]:
+    """A function that moves a progress bar to a step and a loss, if wanted."""
+    if not show:
+        yield lambda step, loss: None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as bar:
         task = bar.add_task("train", total=last, completed=first, loss=math.nan)
-
-        def show(loss: Tensor) -> None:
-            bar.advance(task)
-            completed = bar.tasks[0].completed
-            if completed % 20 == 0:  # reading the loss waits for the device
-                bar.update(task, loss=loss.item())
-
-        yield ((step, show) for step in range(first, last))
+        yield lambda step, loss: bar.update(task, completed=step, loss=loss)
 
 
 @contextmanager

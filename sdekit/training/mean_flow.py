@@ -27,10 +27,9 @@ from sdekit.names import Between
 from sdekit.process import Flow, Process, match
 from sdekit.process import State as Samples
 from sdekit.sampling import Model
-from sdekit.training.denoiser import DROPOUT, batch_of, checked_data, checked_labels, drawing_for, trainable
+from sdekit.training.denoiser import DROPOUT, Seen, checked_data, checked_labels, drawing_for, seen, trainable
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
-from sdekit.training.times import stratified
 
 Times = Float[Tensor, "batch"]
 PLAN = Optimisation(steps=5000, lr=1e-3, ema=0.995)
@@ -135,23 +134,21 @@ def train_mean_flow(
 
     def loss_at(net: nn.Module, step: int) -> Tensor:
         student = ScoreModel(net, model.process, model.predicts, model.time)
-        batch, conditions = batch_of(x0, given, task, step)
-        t, r = _time_pairs(task, len(batch), step, batch)
-        rows = torch.arange(len(batch), device=batch.device)
-        eps = noise.normal(task.seed, step, rows, batch.shape[1:], batch.dtype)
+        batch = seen(x0, given, task, step)
+        t, r = _time_pairs(task, batch, step)
         with drawing_for(model.device, task.seed, DROPOUT, step):
-            loss = mean_flow_loss(student, batch, t, r, eps, **conditions)
-        return (loss / (loss.detach() * batch[0].numel() + 1e-3) ** task.power).mean()
+            loss = mean_flow_loss(student, batch.x0, t, r, batch.eps, **batch.conditions)
+        return (loss / (loss.detach() * x0[0].numel() + 1e-3) ** task.power).mean()
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, model.process, model.predicts, model.time)
 
 
-def _time_pairs(task: MeanFlow, count: int, step: int, like: Tensor) -> tuple[Times, Times]:
+def _time_pairs(task: MeanFlow, batch: Seen, step: int) -> tuple[Times, Times]:
     """t ≥ r of each row: the larger and the smaller of two draws, equal in the task's share of the rows."""
-    u = stratified(count, task.seed, step, like.device).to(like.dtype)
-    other = noise.normal(noise.key(task.seed, _SECOND), step, torch.arange(count, device=like.device), (2,), like.dtype)
-    normal = torch.special.ndtri(u.clamp(2.0**-25, 1 - 2.0**-24))
+    stream = noise.key(task.seed, _SECOND, step)
+    other = noise.normal(stream, 0, batch.places, (2,), batch.x0.dtype)
+    normal = torch.special.ndtri(batch.u.to(other).clamp(2.0**-25, 1 - 2.0**-24))
     t, r = (torch.sigmoid(task.mean + task.std * z) for z in (normal, other[:, 0]))
     t, r = torch.maximum(t, r), torch.minimum(t, r)
     return t, torch.where(torch.special.ndtr(other[:, 1]) < task.instant, t, r)

@@ -99,9 +99,16 @@ def denoising_risk(
     An estimate of what the time sampler ``times`` states, the same at every call; ``weights`` names a weight of
     ``WEIGHTINGS``, with which it is the mean of w times the ε-loss, whatever the network predicts.
     """
-    draw = time_sampler(times)
-    t, w = draw(model.process, stratified(len(x0), seed, step, x0.device))
+    u = stratified(len(x0), seed, step, x0.device)
+    eps = noise.normal(seed, step, torch.arange(len(x0), device=x0.device), x0.shape[1:], x0.dtype)
+    return risk_at(model, x0, u, eps, times, weights, **conditions)
+
+
+def risk_at(
+    model: ScoreModel, x0: Samples, u: Tensor, eps: Tensor, times: str, weights: str | None, **conditions: Any
+) -> Float[Tensor, ""]:
+    """``denoising_risk`` at given quantiles of the times, and noise."""
+    t, w = time_sampler(times)(model.process, u)
     if weights is not None:
         w = w * of_prediction(weighting(weights), model.predicts, model.process, t)
-    eps = noise.normal(seed, step, torch.arange(len(x0), device=x0.device), x0.shape[1:], x0.dtype)
     return (w * denoising_loss(model, x0, t.to(x0.dtype), eps, **conditions)).mean()

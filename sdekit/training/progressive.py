@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sdekit import noise
 from sdekit.checkpoint import Checkpoint
 from sdekit.door import Evaluations, Rows, door
 from sdekit.grid import Grid, GridSpec
@@ -31,14 +30,13 @@ from sdekit.sampling import Model
 from sdekit.training.denoiser import (
     DROPOUT,
     Batches,
-    batch_of,
     checked_data,
     checked_labels,
     drawing_for,
+    seen,
     trainable,
 )
 from sdekit.training.loop import Optimisation, fit
-from sdekit.training.times import stratified
 
 Times = Float[Tensor, "batch"]
 _TASK = Batches()
@@ -105,15 +103,14 @@ def train_progressive(
 
     def loss_at(net: nn.Module, step: int) -> Tensor:
         student = ScoreModel(net, process, teacher.predicts, teacher.time)
-        batch, conditions = batch_of(x0, given, task, step)
-        rows = torch.arange(len(batch), device=x0.device)
-        first = 2 * (steps * stratified(len(batch), task.seed, step, x0.device)).long().clamp(max=steps - 1)
+        batch = seen(x0, given, task, step)
+        first = 2 * (steps * batch.u).long().clamp(max=steps - 1)
         t, between, s = (knots[first + i] for i in range(3))
-        x = process.perturb(batch, t, noise.normal(task.seed, step, rows, batch.shape[1:], batch.dtype))
+        x = process.perturb(batch.x0, t, batch.eps)
         with torch.no_grad():
-            target = two_steps(teacher, x, t, between, s, **conditions)
+            target = two_steps(teacher, x, t, between, s, **batch.conditions)
         with drawing_for(teacher.device, task.seed, DROPOUT, step):
-            return prediction_loss(student, x, t, target, **conditions).mean()
+            return prediction_loss(student, x, t, target, **batch.conditions).mean()
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, process, teacher.predicts, teacher.time)

@@ -18,10 +18,10 @@ from sdekit.door import Count, Evaluations, Rows, Seed, Shape, door
 from sdekit.model import ScoreModel
 from sdekit.sampling import Model, sample
 from sdekit.solvers import Solver
-from sdekit.training.denoiser import DROPOUT, Batches, batch_of, batch_rows, checked_labels, drawing_for, trainable
+from sdekit.training.denoiser import DROPOUT, Batches, checked_labels, drawing_for, seen, trainable
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import denoising_loss
-from sdekit.training.times import stratified, time_sampler
+from sdekit.training.times import time_sampler
 
 _TASK = Batches()
 PLAN = Optimisation(steps=2000, lr=3e-4, ema=0.995)
@@ -85,11 +85,11 @@ def train_reflow(
 
     def loss_at(net: nn.Module, step: int) -> Tensor:
         student = ScoreModel(net, model.process, model.predicts, model.time)
-        batch, conditions = batch_of(x0, given, task, step)
-        noise = eps[batch_rows(len(x0), task.batch, task.seed, step).to(eps.device)]
-        t, weights = draw(model.process, stratified(len(batch), task.seed, step, batch.device))
+        batch = seen(x0, given, task, step)
+        t, weights = draw(model.process, batch.u)
         with drawing_for(model.device, task.seed, DROPOUT, step):
-            return (weights * denoising_loss(student, batch, t.to(batch.dtype), noise, **conditions)).mean()
+            loss = denoising_loss(student, batch.x0, t.to(x0.dtype), eps[batch.rows], **batch.conditions)
+        return (weights * loss).mean()
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, model.process, model.predicts, model.time)
