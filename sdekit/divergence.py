@@ -19,13 +19,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdekit import noise
 from sdekit.door import Count, Place, Rows, Seed, door
@@ -111,7 +112,8 @@ def _vjp(f: Map, x: Tensor, chunk_size: int | None, _: Tensor | None) -> tuple[T
     keep = torch.is_grad_enabled()
     if x.device.type == "cpu":
         _keep_freed_memory()
-    with torch.enable_grad():
+    # fused attention has no second derivative
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if keep else nullcontext():
         x = x if x.requires_grad else x.detach().requires_grad_()
         value = f(x)
 
@@ -139,7 +141,8 @@ def forward_mode(message: str) -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".torch.jit.script.", DeprecationWarning)  # torch's own
-            yield
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+                yield
     except (NotImplementedError, RuntimeError) as error:
         found = re.search(r"forward AD with (\S+)", str(error))
         if found is None:

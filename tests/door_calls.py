@@ -403,6 +403,14 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "channels": 1, "widths": (4, 8), "blocks": 1, "embedding": 4, "heads": 2, "groups": 2, "classes": 2,
         "slowest": 0.1, "fastest": 4.0,
     },
+    "nn.MLP": lambda: {
+        "size": 2, "width": 4, "blocks": 1, "classes": 2, "condition": 2, "ends": False, "slowest": 0.1, "fastest": 4.0,
+    },
+    "nn.DiT": lambda: {
+        "channels": 1, "patch": 2, "width": 4, "blocks": 1, "heads": 1, "classes": 2, "condition": 2, "ends": False,
+        "slowest": 0.1, "fastest": 4.0,
+    },
+    "nn.preconditioned": lambda: {"net": Dense(), "process": VP(), "sigma_data": 0.5},
     "nn.digits_features": lambda: {"device": "cpu"},
     "nn.digits_model": lambda: {"device": "cpu"},
     "nn.load": lambda: {"folder": folder(), "device": "cpu"},
@@ -440,6 +448,12 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "training.two_steps": lambda: {
         "teacher": model(), "x": x(2, 2), "t": torch.tensor([0.8, 0.9]), "between": torch.tensor([0.5, 0.6]),
         "s": torch.tensor([0.2, 0.3]),
+    },
+    "training.Snapshot": lambda: {"sigma_rel": 0.1, "step": 2, "weights": {"w": torch.zeros(2)}},
+    "training.decay_at": lambda: {"sigma_rel": 0.1, "step": 2},
+    "training.exponent": lambda: {"sigma_rel": 0.1},
+    "training.reconstructed": lambda: {
+        "snapshots": [sk.training.Snapshot(0.1, 5, {"w": torch.zeros(2)})], "sigma_rel": 0.1, "step": 5
     },
     "training.Checkpoint": lambda: {"path": "a.ckpt"},
     "training.Consistency": lambda: {

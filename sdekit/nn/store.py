@@ -25,10 +25,12 @@ from sdekit.identity.networks import bare
 from sdekit.model import TIMES, ScoreModel
 from sdekit.names import lookup
 from sdekit.nn.classifier import Classifier
+from sdekit.nn.dit import DiT
+from sdekit.nn.mlp import MLP
 from sdekit.nn.unet import UNet
 from sdekit.process.description import PROCESSES, build_process, describe_process
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "classifier": Classifier}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "dit": DiT, "mlp": MLP, "classifier": Classifier}
 MODEL, WEIGHTS = "model.json", "weights.safetensors"
 _FORMAT = "sdekit model 1"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype

@@ -6,6 +6,7 @@ and resumed ends with the same bits as one that was not, on the same machine wit
 """
 
 from sdekit.checkpoint import Checkpoint
+from sdekit.training.averages import Snapshot, decay_at, exponent, reconstructed
 from sdekit.training.consistency import Consistency, consistency_loss, train_consistency
 from sdekit.training.denoiser import Batches, Denoising, batch_rows, train_denoiser
 from sdekit.training.loop import Optimisation, fit, lerp_weights
@@ -25,8 +26,8 @@ from sdekit.training.weightings import WEIGHTINGS, weighting
 
 __all__ = [
     "TIME_SAMPLERS", "WEIGHTINGS", "Batches", "Checkpoint", "Consistency", "Denoising", "MeanFlow", "Optimisation",
-    "batch_rows", "consistency_loss", "denoising_loss", "denoising_risk", "fit", "importance_times", "lerp_weights",
-    "log_normal_times", "mean_flow_loss", "mean_flow_steps", "pairs", "score_matching_loss", "stratified",
-    "time_sampler", "train_consistency", "train_denoiser", "train_mean_flow", "train_progressive", "train_reflow",
-    "two_steps", "uniform_times", "weighting",
+    "Snapshot", "batch_rows", "consistency_loss", "decay_at", "denoising_loss", "denoising_risk", "exponent", "fit",
+    "importance_times", "lerp_weights", "log_normal_times", "mean_flow_loss", "mean_flow_steps", "pairs",
+    "reconstructed", "score_matching_loss", "stratified", "time_sampler", "train_consistency", "train_denoiser",
+    "train_mean_flow", "train_progressive", "train_reflow", "two_steps", "uniform_times", "weighting",
 ]  # fmt: skip
