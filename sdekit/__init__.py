@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sdekit.correction import Langevin
     from sdekit.data import Quantization
     from sdekit.fitting import fit_ays, fit_gits
+    from sdekit.graph import capture
     from sdekit.grid import Grid, table_times
     from sdekit.latents import Latent, latent
     from sdekit.likelihood import LogLikelihood, elbo, log_prob
@@ -47,6 +48,7 @@ _NAMES = {
     "correction": ("Langevin",),
     "data": ("Quantization",),
     "fitting": ("fit_ays", "fit_gits"),
+    "graph": ("capture",),
     "grid": ("Grid", "table_times"),
     "latents": ("Latent", "latent"),
     "likelihood": ("LogLikelihood", "elbo", "log_prob"),
@@ -61,17 +63,16 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
-    "door", "elementwise", "features", "files", "fitting", "grid", "guidance", "identity", "interop", "inverse",
-    "jackknife",
-    "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics", "names", "nn", "noise",
-    "ode", "parallel", "plots", "prediction", "process", "ranking", "readers", "report", "results", "sampling",
-    "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
+    "door", "elementwise", "features", "files", "fitting", "graph", "grid", "guidance", "identity", "interop",
+    "inverse", "jackknife", "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics",
+    "names", "nn", "noise", "ode", "parallel", "plots", "prediction", "process", "ranking", "readers", "report",
+    "results", "sampling", "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "Solution", "SubVP",
-    "Thresholded", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
+    "Thresholded", "capture", "compare", "data", "decode", "divergence", "elbo", "elementwise", "encode", "fit_ays",
     "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "inverse", "latent", "load_solver",
     "log_prob", "march", "metrics", "nn", "ode", "parallel", "plots", "report", "sample", "sample_adaptive", "solvers",
     "table_times", "targets", "training", "tune", "tune_family", "tuning",

@@ -403,6 +403,10 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "channels": 1, "widths": (4, 8), "blocks": 1, "embedding": 4, "heads": 2, "groups": 2, "classes": 2,
         "slowest": 0.1, "fastest": 4.0,
     },
+    "capture": lambda: {
+        "model": model(), "shape": (4, 2), "solver": "ddim", "nfe": 3, "steps": None, "grid": "auto", "final": "auto",
+        "dtype": torch.float32,
+    },
     "nn.MLP": lambda: {
         "size": 2, "width": 4, "blocks": 1, "classes": 2, "condition": 2, "ends": False, "slowest": 0.1, "fastest": 4.0,
     },
