@@ -7,23 +7,10 @@ import sdekit as sk
 from sdekit.grid import GRIDS
 from sdekit.prediction import PREDICTIONS
 from sdekit.solvers import names
-from sdekit.testing import simgpu
+from sdekit.testing import devices, simgpu
+from sdekit.testing.devices import Net, _normal, cases, difference
 
 PROCESSES = [sk.VP(), sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP(), sk.Flow(), sk.EDM()]
-
-
-class Net(torch.nn.Module):
-    """Small, but with what networks do: a time embedding, a linear map, a condition."""
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = torch.nn.Parameter(torch.randn(6, 6, generator=generator) / 6)
-        self.labels = torch.nn.Parameter(torch.randn(3, 6, generator=generator))
-
-    def forward(self, x, t, label):
-        shift = self.labels[label] + torch.sin(t[:, None])
-        return torch.tanh(x.flatten(1) @ self.weight + shift).reshape(x.shape)
 
 
 def on_cpu_and_device(process=PROCESSES[0], predicts="eps", **arguments):
@@ -59,14 +46,30 @@ def test_every_process_and_prediction(process, predicts):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", [*cases()], ids=lambda case: f"{case.kind} {case.name}")
+def test_on_cuda(case):
+    assert difference(case, torch.device("cuda")) <= case.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("solver", names())
-def test_on_cuda(solver):
-    label = torch.tensor([0, 1, 2, 1, 0])
-    here = sk.sample(sk.ScoreModel(Net(), sk.VP()), (5, 2, 3), solver=solver, nfe=7, seed=3, label=label)
-    model = sk.ScoreModel(Net().cuda(), sk.VP())
+def test_no_solver_waits_for_cuda(solver):
+    model, label = sk.ScoreModel(Net().cuda(), sk.VP()), torch.tensor([0, 1, 2, 1, 0]).cuda()
+    sk.sample(model, (5, 2, 3), solver=solver, nfe=7, seed=3, label=label)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        there = sk.sample(model, (5, 2, 3), solver=solver, nfe=7, seed=3, label=label.cuda())
+        sk.sample(model, (5, 2, 3), solver=solver, nfe=7, seed=3, label=label)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.allclose(here.x, there.x.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_device_that_computes_otherwise_is_found(monkeypatch):
+    """On the simulated device every case but those of the solvers, which are above; and one that is wrong."""
+    few = [case for case in cases() if case.kind not in {"solver", "capture", "grid", "prediction"}]
+    with simgpu.device() as gpu:
+        assert all(difference(case, gpu.device) == 0 for case in few)
+        off = lambda where: _normal(where) + 0.01 * (where.type != "cpu")  # noqa: E731
+        monkeypatch.setattr(devices, "cases", lambda: [few[0], devices.Case("noise", "off", off, 1e-3)])
+        with pytest.raises(AssertionError, match=r"1 of 2 results differ from the CPU's:\nnoise off: 0\.0"):
+            devices.check_device(gpu.device)
