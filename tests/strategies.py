@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, LaplaceVP, Process, SigmoidVP, SubVP
 
 PROCESSES: dict[str, Process] = {
     "VP": VP(),
     "SubVP": SubVP(),
     "VE": VE(),
     "CosineVP": CosineVP(),
+    "SigmoidVP": SigmoidVP(),
+    "LaplaceVP": LaplaceVP(),
     "DiscreteVP": DiscreteVP(),
     "DiscreteVP-50": DiscreteVP.linear(50),
     "DiscreteVP-odd": DiscreteVP([0.3, 1e-4, 0.6, 0.02, 0.02, 0.9, 0.001]),
@@ -56,6 +58,8 @@ def processes() -> st.SearchStrategy[Process]:
         st.builds(SubVP, **linear),
         st.builds(VE, sigma_min=_log_floats(1e-3, 0.1), sigma_max=_log_floats(1.0, 500.0)),
         st.builds(CosineVP, s=_log_floats(1e-3, 0.5), t_min=starts, t_max=_floats(0.9, 0.999)),
+        st.builds(SigmoidVP, start=_floats(-6, 0), end=_floats(1, 6), tau=_floats(0.3, 2), t_min=starts),
+        st.builds(LaplaceVP, mu=_floats(-1, 1), b=_floats(0.3, 2), t_min=_log_floats(1e-6, 1e-3)),
         st.lists(_log_floats(1e-5, 0.95), min_size=2, max_size=30).map(_quietly(DiscreteVP)),
         st.integers(25, 1000).map(_quietly(DiscreteVP.linear)),
         st.builds(Flow, t_min=starts, t_max=_floats(0.9, 0.9999)),

@@ -29,7 +29,17 @@ def drawn(model: Any, **more: Any) -> Tensor:
 OBJECTS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     **{
         type(process).__name__: (lambda process=process: process, lambda one: (one, one.half_log_snr(0.5)))
-        for process in (VP, sk.SubVP(), sk.VE(), sk.CosineVP(), sk.DiscreteVP.linear(100), sk.Flow(), sk.EDM())
+        for process in (
+            VP,
+            sk.SubVP(),
+            sk.VE(),
+            sk.CosineVP(),
+            sk.SigmoidVP(),
+            sk.LaplaceVP(),
+            sk.DiscreteVP.linear(100),
+            sk.Flow(),
+            sk.EDM(),
+        )
     },
     "Grid": (lambda: sk.Grid.make(VP, "karras", 5), lambda one: list(one)),
     "Solver": (lambda: sk.solvers.get("ddim(eta=0.5)"), lambda one: drawn(MODEL, solver=one)),

@@ -16,7 +16,7 @@ from scipy.integrate import solve_ivp
 from strategies import PROCESSES, at, fractions, processes, smooth_span, tensor
 
 from sdekit.elementwise import atan, atan2, log, tan
-from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, Process, SubVP
+from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, LaplaceVP, Process, SigmoidVP, SubVP
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 TIGHT: dict[str, Any] = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-14}
@@ -34,6 +34,15 @@ def published(process: Process, t: float) -> tuple[float, float]:
     if isinstance(process, CosineVP):
         bar = [math.cos((u + process.s) / (1 + process.s) * math.pi / 2) ** 2 for u in (t, 0.0)]
         return math.sqrt(bar[0] / bar[1]), math.sqrt(1 - bar[0] / bar[1])
+    if isinstance(process, SigmoidVP):  # Chen 2023, algorithm 1
+        first, last, here = (
+            1 / (1 + math.exp(-x / process.tau))
+            for x in (process.start, process.end, t * (process.end - process.start) + process.start)
+        )
+        return math.sqrt((last - here) / (last - first)), math.sqrt((here - first) / (last - first))
+    if isinstance(process, LaplaceVP):  # Hang & Gu 2024, table 1
+        level = process.mu - process.b * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t))
+        return math.sqrt(1 / (1 + math.exp(-level))), math.sqrt(1 / (1 + math.exp(level)))
     assert isinstance(process, VP | SubVP)
     alpha = math.exp(-0.25 * t**2 * (process.beta_max - process.beta_min) - 0.5 * t * process.beta_min)
     return alpha, (1 - alpha**2 if isinstance(process, SubVP) else math.sqrt(1 - alpha**2))
@@ -213,6 +222,10 @@ def test_perturb_and_marginal(process: Process) -> None:
         (lambda: VE(sigma_max=math.inf), "sigma_max=inf: it must be a finite number"),
         (lambda: CosineVP(t_max=1.0), "t_max=1.0: they need s > 0 and t_max < 1"),
         (lambda: CosineVP(s=0.0), "s=0.0"),
+        (lambda: SigmoidVP(start=1.0, end=1.0), "start=1.0, end=1.0, .*they need start < end"),
+        (lambda: SigmoidVP(t_max=1.0), "t_max=1.0: they need start < end"),
+        (lambda: LaplaceVP(t_min=0.0), "t_min=0.0, t_max=.*: they need t_min > 0"),
+        (lambda: LaplaceVP(b=0.0), "b"),
         (lambda: Flow(t_max=1.0), "t_max=1.0: Flow needs both strictly inside"),
         (lambda: Flow(t_min=0.0), "t_min=0.0"),
         (lambda: EDM(t_min=0.0), "t_min, t_max = 0.0, 80.0"),

@@ -12,11 +12,13 @@ from sdekit.process.cosine import CosineVP
 from sdekit.process.discrete import DiscreteVP
 from sdekit.process.edm import EDM
 from sdekit.process.flow import Flow
+from sdekit.process.laplace import LaplaceVP
+from sdekit.process.sigmoid import SigmoidVP
 from sdekit.process.ve import VE
 from sdekit.process.vp import VP, SubVP
 
 PROCESSES: dict[str, Callable[..., Process]] = {
-    process.__name__: process for process in (VP, SubVP, VE, CosineVP, DiscreteVP, Flow, EDM)
+    process.__name__: process for process in (VP, SubVP, VE, CosineVP, SigmoidVP, LaplaceVP, DiscreteVP, Flow, EDM)
 }
 
 

@@ -21,13 +21,14 @@ from sdekit.door import Count, Place, Seed, Share, door
 from sdekit.misfit import warn_of_data
 from sdekit.model import ScoreModel, TimeMap
 from sdekit.process import Process
+from sdekit.training.couplings import coupling
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import risk_at
 from sdekit.training.times import stratified, time_sampler
 from sdekit.training.weightings import weighting
 
 PLAN = Optimisation(steps=5000, lr=2e-3)
-_ORDER, _LABELS, DROPOUT = 1, 3, 4  # streams of one seed; 2 is ``times``'s
+_ORDER, _LABELS, DROPOUT, _PAIRS = 1, 3, 4, 5  # streams of one seed; 2 is ``times``'s
 
 
 def _generator(*parts: int) -> torch.Generator:
@@ -84,6 +85,8 @@ class Denoising:
     ``time`` may be f(process, t), as for ``ScoreModel``. ``times`` and ``weights`` name entries of ``TIME_SAMPLERS``
     and ``WEIGHTINGS``, with options; without ``weights`` the loss is on what the network predicts, unweighted.
 
+    ``coupling`` names an entry of ``COUPLINGS``: which noise of the batch goes with which data.
+
     ``null_label`` is the label that stands for none: it replaces a label with probability ``label_dropout``, so that
     one network learns both (Ho & Salimans 2022, algorithm 1).
     """
@@ -92,6 +95,7 @@ class Denoising:
     time: str | TimeMap = "half-log-snr"
     times: str = "importance"
     weights: str | None = None
+    coupling: str = "independent"
     batch: int = 128
     label_dropout: float = 0.0
     null_label: int = 0
@@ -126,6 +130,7 @@ def train_denoiser(
     'x0'
     """
     time_sampler(task.times)
+    pair = coupling(task.coupling)
     if task.weights is not None:
         weighting(task.weights)
     device = ScoreModel(net, process, task.predicts, task.time).device
@@ -137,7 +142,8 @@ def train_denoiser(
         model = ScoreModel(net, process, task.predicts, task.time)
         batch = seen(x0, given, task, step)
         with drawing_for(device, task.seed, DROPOUT, step):
-            return risk_at(model, batch.x0, batch.u, batch.eps, task.times, task.weights, **batch.conditions)
+            eps = batch.eps[pair(batch.x0, batch.eps, noise.key(task.seed, _PAIRS, step))]
+            return risk_at(model, batch.x0, batch.u, eps, task.times, task.weights, **batch.conditions)
 
     average = fit(net, loss_at, plan, identity, checkpoint, progress)
     return ScoreModel(average, process, task.predicts, task.time)
