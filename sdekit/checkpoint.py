@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import time
 import warnings
@@ -19,14 +20,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from sdekit.door import FileName, door
 from sdekit.identity import UnidentifiedError, identify
+from sdekit.names import Between
 
 
+@door
 @dataclass(frozen=True)
 class Checkpoint:
     """Where and how often (seconds) the loop writes its state; ``every=0`` writes it after each step.
@@ -38,9 +42,9 @@ class Checkpoint:
     20.0
     """
 
-    path: str | os.PathLike[str]
-    every: float = 20.0
-    log: str | os.PathLike[str] | None = None
+    path: FileName
+    every: Annotated[float, Between(0, math.inf)] = 20.0
+    log: FileName | None = None
 
 
 def describe(parts: Mapping[str, Any]) -> dict[str, str]:

@@ -461,7 +461,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "training.reconstructed": lambda: {
         "snapshots": [sk.training.Snapshot(0.1, 5, {"w": torch.zeros(2)})], "sigma_rel": 0.1, "step": 5
     },
-    "training.Checkpoint": lambda: {"path": "a.ckpt"},
+    "training.Checkpoint": lambda: {"path": "a.ckpt", "every": 20.0, "log": "a.jsonl"},
     "training.Consistency": lambda: {
         "times": "importance", "stages": 2, "base": 2.0, "batch": 4, "label_dropout": 0.0, "null_label": 0, "seed": 0
     },

@@ -37,6 +37,7 @@ from sdekit.training.denoiser import (
     trainable,
 )
 from sdekit.training.loop import Optimisation, fit
+from sdekit.training.objectives import check_rows
 
 Times = Float[Tensor, "batch"]
 _TASK = Batches()
@@ -63,6 +64,7 @@ def two_steps(
     >>> two_steps(sure, torch.ones(1, 2), t, u, s)
     tensor([[2.0000, 2.0000]])
     """
+    check_rows(x, x, t=t, between=between, s=s)
     process = teacher.process
     end = ddim_step(teacher, ddim_step(teacher, x, t, between, **conditions), between, s, **conditions)
     ratio = process.sigma(s) / process.sigma(t)
