@@ -31,6 +31,7 @@ GOOD = {
     "report": ["o"],
     "solvers": [],
     "tune": ["--target=gaussian", "--nfe=2", "--starts=30", "--budget=100", "--out=o"],
+    "train vectors": ["--data=vectors.npy", "--steps=1", "--width=8", "--batch=2", "--out=o"],
     "train images": ["--data=images.npy", "--steps=1", "--widths=8", "--batch=2", "--out=o"],
 }
 UNUSED = {"train digits"}  # half an hour for each value that is good
@@ -91,6 +92,7 @@ def test_an_odd_text_runs_or_is_one_line_that_names_its_option(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     signal.signal(signal.SIGALRM, stop)
+    np.save("vectors.npy", np.zeros((4, 3), dtype=np.float32))
     np.save("images.npy", np.zeros((4, 1, 8, 8), dtype=np.float32))
     wrong = list[str]()
     for option, text, words in calls(name):

@@ -169,11 +169,25 @@ def test_train_images_makes_a_model_that_the_command_takes(tmp_path: Path) -> No
     out = tmp_path / "trained"
     words = ("train", "images", "--data", "images", "--widths", "8,8", "--steps", "2", "--batch", "4")
     assert sdekit(*words, "--out", str(out)).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"model.json", "weights.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"model.json", "weights.safetensors", "train.jsonl"}
     assert drawn(tmp_path, "--model", str(out), "--data", "images").shape == (4, 1, 8, 8)
     before = (out / "weights.safetensors").read_bytes()
     assert sdekit(*words, "--out", str(tmp_path / "again")).exit_code == 0
     assert (tmp_path / "again" / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_train_vectors_makes_a_model_and_a_picture(tmp_path: Path, size: int) -> None:
+    x = np.random.default_rng(0).normal(size=(300, size)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    out = tmp_path / "trained"
+    words = ("train", "vectors", "--data", str(tmp_path / "x.npy"), "--width", "16", "--steps", "40", "--batch", "32")
+    done = sdekit(*words, "--out", str(out))
+    assert done.exit_code == 0, done.output
+    files = {"model.json", "weights.safetensors", "train.jsonl"} | {1: {"paths.png"}, 2: {"score.png"}, 3: set()}[size]
+    assert {path.name for path in out.iterdir()} == files
+    assert drawn(tmp_path, "--model", str(out), "--data", str(tmp_path / "x.npy")).shape == (4, size)
+    assert [json.loads(line)["step"] for line in (out / "train.jsonl").read_text().splitlines()] == [20, 40]
 
 
 SAVED = ("--model", "saved", "--shape", "1,8,8")
@@ -234,6 +248,8 @@ SAVED = ("--model", "saved", "--shape", "1,8,8")
         ("train images --data digits.npz:labels", "images [channels, height, width]"),
         ("train images --data images --steps 0", "--steps 0"),
         ("train images --data images --lr -1", "--lr -1"),
+        ("train vectors --data images", "vectors [d] are needed"),
+        ("train vectors --data images --width 0", "--width 0"),
         ("train images --data images --widths 8,9", "not divisible"),
     ],
 )  # fmt: skip
