@@ -35,6 +35,12 @@ def ssim(x: Float[Tensor, "..."], truth: Float[Tensor, "..."], span: Positive = 
     """Structural similarity of two pictures [channels, height, width] (Wang et al. 2004), by scikit-image.
 
     None where scikit-image is not installed, and for what is no picture of at least 7 × 7.
+
+    >>> import torch
+    >>> from importlib.util import find_spec
+    >>> x = torch.rand(1, 8, 8)
+    >>> round(ssim(x, x), 6) if find_spec("skimage") else 1.0
+    1.0
     """
     _check_same(x.shape, truth)
     if find_spec("skimage") is None or x.ndim != 3 or min(x.shape[1:]) < 7:

@@ -43,6 +43,12 @@ def save_network(path: FileName, net: nn.Module, metadata: Mapping[str, Any]) ->
 
     ``metadata`` is anything JSON can hold; ``net.config`` is stored with it. Raises ValueError for a
     network of another kind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_network(f"{folder}/net.safetensors", MLP(2, width=8), {"note": "mine"})
+    ...     load_network(f"{folder}/net.safetensors")[1]
+    {'note': 'mine'}
     """
     kind = _name_of(net, NETWORKS, "net")
     header = {"network": kind, "config": json.dumps(net.config), "metadata": json.dumps(dict(metadata))}
@@ -54,6 +60,13 @@ def load_network(path: FileName, device: Device = "cpu") -> tuple[nn.Module, dic
     """The network that ``save_network`` wrote, in evaluation mode, and its metadata.
 
     Raises ValueError for a file that is missing, damaged or not written by ``save_network``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_network(f"{folder}/net.safetensors", MLP(2, width=8), {})
+    ...     net, _ = load_network(f"{folder}/net.safetensors")
+    >>> net.size, net.training
+    (2, False)
     """
     tensors, header = read_tensors(path)
     if not {"network", "config", "metadata"} <= header.keys():
@@ -102,6 +115,13 @@ def load(folder: FileName, device: Device = "cpu") -> ScoreModel:
 
     Raises ValueError for a file that is missing, damaged or of another format, names that are not known, and weights
     that are not those of ``model.json``.
+
+    >>> import tempfile
+    >>> from sdekit.process import VP
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(ScoreModel(MLP(2, width=8), VP(), "v", "half-log-snr"), folder)
+    ...     load(folder).predicts
+    'v'
     """
     folder = Path(folder)
     about = _read_model(folder / MODEL)
@@ -161,6 +181,10 @@ def load_model(path: FileName, device: Device = "cpu") -> ScoreModel:
     """The stored network as a ``ScoreModel`` of the process, prediction and time it was trained with.
 
     Raises ValueError as ``load_network``, and for a network that is not a denoiser.
+
+    >>> with resources.as_file(resources.files("sdekit") / "weights" / "digits.safetensors") as path:
+    ...     load_model(path).predicts
+    'v'
     """
     net, metadata = load_network(path, device)
     if not {"process", "predicts", "time"} <= metadata.keys():

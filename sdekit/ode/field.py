@@ -169,7 +169,11 @@ def network(model: Model, kind: str, n: int, conditions: Mapping[str, Any]) -> E
 
 @door
 def rows_of(conditions: Mapping[str, Any], rows: Int[Tensor, "part"] | None, n: Count) -> dict[str, Any]:
-    """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes."""
+    """The conditions of these rows: tensors whose first dimension is n are indexed, all else passes.
+
+    >>> rows_of({"label": torch.tensor([3, 4, 5]), "scale": 2.0}, torch.tensor([2]), 3)
+    {'label': tensor([5]), 'scale': 2.0}
+    """
     if rows is None:
         return dict(conditions)
     return {**conditions, **{name: value[rows] for name, value in batched(conditions, n).items()}}

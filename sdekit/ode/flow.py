@@ -180,7 +180,13 @@ def encode(model: Model, x0: Annotated[States, Rows(1)], **arguments: Any) -> St
 
 @door
 def decode(model: Model, z: Annotated[States, Rows(1)], **arguments: Any) -> State:
-    """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``."""
+    """The data of a latent z: the probability-flow ODE from t_max to t_min; see ``encode``.
+
+    >>> from sdekit import VP, targets
+    >>> model = targets.Gaussian(torch.zeros(2), torch.eye(2)).model(VP())  # whose flow stands still
+    >>> torch.allclose(decode(model, torch.ones(1, 2)), torch.ones(1, 2), atol=1e-3)
+    True
+    """
     return flow(model, z, model.process.t_max, model.process.t_min, **arguments)
 
 

@@ -67,7 +67,16 @@ def csv(result: Comparison) -> str:
 
 @door
 def frame(result: Comparison) -> Any:
-    """The rows and columns of ``csv`` as a pandas frame. Raises ValueError where pandas is not installed."""
+    """The rows and columns of ``csv`` as a pandas frame. Raises ValueError where pandas is not installed.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> from importlib.util import find_spec
+    >>> len(frame(result)) if find_spec("pandas") else 1
+    1
+    """
     try:
         pandas = import_module("pandas")
     except ImportError as error:
@@ -87,6 +96,13 @@ def latex(result: Comparison, metrics: Sequence[str] | None = None) -> str:
         metrics: names in ``metrics.METRICS``; None is all that were measured.
 
     Raises ValueError for a metric that was not measured.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> "\\toprule" in latex(result)
+    True
     """
     known = measured(result.cells)
     for name in metrics or ():

@@ -36,6 +36,15 @@ def write(result: Comparison, out: FileName, command: str = "", origin: Origin |
     Args:
         command: how the comparison was made, for the page.
         origin: the model, and the law where it is known, of which the page then shows how samples come about.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in write(result, folder)][-1]
+    'report.html'
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +71,15 @@ def rebuild(folder: FileName) -> Path:
     """Write ``report.html`` anew from the records in a folder of ``compare``, of all its runs; its path.
 
     Raises ValueError where there are no records.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32, out=folder)
+    ...     rebuild(folder).name
+    'report.html'
     """
     path = Path(folder)
     found = [(one.result, one.about, b"") for one in _runs(path)]
@@ -79,6 +97,15 @@ def read(folder: FileName) -> list[Comparison]:
     ``write`` makes, there are no real data, no samples, and no spread of the floor.
 
     Raises ValueError where there are no records.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32, out=folder)
+    ...     [run.cells[0].solver for run in read(folder)]
+    ['ddim']
     """
     return [one.result for one in _runs(Path(folder))]
 

@@ -67,6 +67,13 @@ def html(result: Comparison, *, command: str = "", hardware: str = "") -> str:
     Args:
         command: how the comparison was made.
         hardware: where.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> html(result).lower()[:14]
+    '<!doctype html'
     """
     if not result.cells:
         raise ValueError("result: no cell was finished, there is nothing to report")

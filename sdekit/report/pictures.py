@@ -32,6 +32,15 @@ def picture(result: Comparison, path: FileName) -> Path | None:
 
     Both axes are logarithmic, the floor is a dotted line, solvers that draw noise are dashed. Lines that
     leave a panel at the top are far worse than the rest: the table has their values. None where nothing was measured.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     picture(result, f"{folder}/quality.png").name
+    'quality.png'
     """
     cells = over_seeds(result.cells)
     shown = [metric for metric in METRICS if any(metric in cell.metrics for cell in cells)]
@@ -122,6 +131,15 @@ def contact_sheet(result: Comparison, path: FileName) -> Path | None:
 
     The same place in each cell is the same start, of the first seed. Images [c, h, w] with 1 or 3 channels in
     [−1, 1] are shown as they are, anything else as a scatter of its first two elements. None without samples.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     contact_sheet(result, f"{folder}/samples.png").name
+    'samples.png'
     """
     figure = sheet(result)
     if figure is None:
@@ -200,7 +218,14 @@ def _scatter(panel: Axes, x: Tensor, real: Tensor) -> None:
 
 @door
 def pictures_of(x: Tensor, real: Tensor, path: FileName) -> Path:
-    """Draw samples x [n, *event] in rows of eight images, or as one scatter whose axes are those of ``real``."""
+    """Draw samples x [n, *event] in rows of eight images, or as one scatter whose axes are those of ``real``.
+
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pictures_of(torch.randn(9, 1, 8, 8), torch.randn(9, 1, 8, 8), f"{folder}/x.png").name
+    'x.png'
+    """
     if x.ndim < 2 or x.shape[1:] != real.shape[1:]:
         raise ValueError(
             f"x, real: samples {list(x.shape)} and {list(real.shape)}: [n, *event] of one event are needed"

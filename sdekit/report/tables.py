@@ -25,7 +25,15 @@ _LEGEND = {
 
 @door
 def tables(result: Comparison) -> Group:
-    """Everything that was measured, for a rich console: a matrix for each metric, then what is missing and why."""
+    """Everything that was measured, for a rich console: a matrix for each metric, then what is missing and why.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> type(tables(result)).__name__
+    'Group'
+    """
     if not result.cells:
         return Group(Text("no cell was finished"))
     parts: list[Text | Table] = [Text(heading(result))]
@@ -68,7 +76,15 @@ def missing(cells: Sequence[Cell]) -> list[str]:
 
 @door
 def text(result: Comparison) -> str:
-    """``tables`` as plain text."""
+    """``tables`` as plain text.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> "ddim" in text(result)
+    True
+    """
     console = Console(width=_width(result), color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(tables(result))
@@ -77,7 +93,18 @@ def text(result: Comparison) -> str:
 
 @door
 def show(result: Comparison, console: Console) -> None:
-    """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut."""
+    """Print ``tables``: with colours on a terminal, as plain text elsewhere; wide tables are not cut.
+
+    >>> import torch
+    >>> from sdekit import VP, compare, targets
+    >>> target = targets.Gaussian(torch.zeros(2), torch.eye(2))
+    >>> result = compare(target.model(VP()), target.sample(64), solvers=["ddim"], nfe=[5], samples=32)
+    >>> import io
+    >>> told = Console(file=io.StringIO())
+    >>> show(result, told)
+    >>> "ddim" in told.file.getvalue()
+    True
+    """
     if not console.is_terminal:
         console.file.write(text(result))
         return
@@ -87,7 +114,14 @@ def show(result: Comparison, console: Console) -> None:
 
 @door
 def show_solvers(console: Console, chosen: Sequence[solvers.Solver] | None = None) -> None:
-    """Print solvers as a table, by default all of the registry."""
+    """Print solvers as a table, by default all of the registry.
+
+    >>> import io
+    >>> told = Console(file=io.StringIO())
+    >>> show_solvers(told, [solvers.get("unipc-2")])
+    >>> "unipc-2" in told.file.getvalue()
+    True
+    """
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("solver", "order", "NFE a step", "noise", "options", "source"):
         table.add_column(name, justify="right" if name in ("order", "NFE a step") else "left")

@@ -102,6 +102,13 @@ def fit(
 
     Raises ValueError for a network without parameters to train, for a checkpoint of another run, for a loss that is not
     finite (the checkpoint stays as it was before), and, with a checkpoint, for a part that cannot be identified.
+
+    >>> net = nn.Linear(1, 1)
+    >>> def loss_at(net, step):
+    ...     return (net(torch.ones(4, 1)) - 3).square().mean()
+    >>> average = fit(net, loss_at, Optimisation(steps=300, lr=0.1, warmup=10, ema=0.9), identity={})
+    >>> round(average(torch.ones(1)).item(), 2)
+    3.0
     """
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ValueError("net: none of its parameters requires a gradient; net.requires_grad_() lets them train")

@@ -98,6 +98,11 @@ def denoising_risk(
 
     An estimate of what the time sampler ``times`` states, the same at every call; ``weights`` names a weight of
     ``WEIGHTINGS``, with which it is the mean of w times the ε-loss, whatever the network predicts.
+
+    >>> from sdekit.process import VE
+    >>> model = ScoreModel(lambda x, t: torch.zeros_like(x), VE(), predicts="x0")
+    >>> denoising_risk(model, torch.ones(64, 2), "uniform", seed=0, step=0)
+    tensor(1.)
     """
     u = stratified(len(x0), seed, step, x0.device)
     eps = noise.normal(seed, step, torch.arange(len(x0), device=x0.device), x0.shape[1:], x0.dtype)

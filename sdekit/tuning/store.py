@@ -70,6 +70,16 @@ def load_solver(path: FileName, model: Model | None = None, *, force: bool = Fal
         force: take it for another model all the same. Another process is refused whatever this says.
 
     Raises ValueError for a file that is missing or no such JSON, a number in it that makes no sense, and another model.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from sdekit import VP, targets, tune
+    >>> model = targets.Gaussian(torch.zeros(2), torch.eye(2)).model(VP())
+    >>> tuned = tune(model, (1, 2), nfe=3, starts=60, budget=500)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tuned.save(f"{folder}/plan.json")
+    ...     load_solver(f"{folder}/plan.json", model).name == tuned.name
+    True
     """
     plan = _read(os.fspath(path))
     if model is not None:
