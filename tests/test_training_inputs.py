@@ -49,6 +49,18 @@ def test_data_that_cannot_be_trained_on_are_refused_in_a_sentence(data, labels, 
         inspect.unwrap(train_denoiser)(nn.Linear(2, 2), sk.VE(), data, labels)
 
 
+@pytest.mark.parametrize("net", [sk.nn.UNet(widths=(8, 8), embedding=8, groups=2, classes=3), sk.nn.MLP(4, 8, 1, 3)])
+def test_labels_that_are_no_classes_are_refused_by_their_numbers(net):
+    data = torch.zeros(6, 1, 4, 4) if isinstance(net, sk.nn.UNet) else torch.zeros(6, 4)
+    plan = Optimisation(1, lr=0.1)
+    for labels in (torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 1, -1, 3, 2, 0])):
+        with pytest.raises(
+            ValueError, match=rf"labels run from {labels.min()} to {labels.max()}: the network takes 0 … 3"
+        ):
+            train_denoiser(net, sk.VP(), data, labels, plan=plan)
+    train_denoiser(net, sk.VP(), data, torch.tensor([0, 1, 2, 3, 3, 0]), plan=plan)
+
+
 def test_a_network_without_anything_to_train_is_refused():
     with pytest.raises(ValueError, match="requires_grad_"):
         train_denoiser(nn.Linear(2, 2).requires_grad_(False), sk.VE(), torch.zeros(5, 2))

@@ -120,6 +120,7 @@ class DiT(nn.Module):
         if width % heads or width % 4:
             raise ValueError(f"width={width}: it must be divisible by heads={heads} and by 4")
         self.channels, self.patch, self.width = channels, patch, width
+        self.classes = classes
         self.told = Conditions(width, classes, condition, ends, slowest, fastest)
         self.enter = nn.Linear(channels * patch**2, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))

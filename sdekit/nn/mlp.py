@@ -67,6 +67,7 @@ class MLP(nn.Module):
         if width % 2:
             raise ValueError(f"width={width}: it must be even, for as many cosines as sines of the time")
         self.size = size
+        self.classes = classes
         self.told = Conditions(width, classes, condition, ends, slowest, fastest)
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))

@@ -161,7 +161,7 @@ def train_consistency(
     """
     net = trainable(model)
     draw = time_sampler(task.times)
-    x0, given = checked_data(data).to(model.device), checked_labels(labels, len(data))
+    x0, given = checked_data(data).to(model.device), checked_labels(labels, len(data), net)
     warn_of_data(model.process, x0, "data")
     identity = {**vars(task), "process": model.process, "predicts": model.predicts, "data": x0, "labels": given,
                 "teacher": teacher}  # fmt: skip

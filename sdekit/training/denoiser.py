@@ -134,7 +134,7 @@ def train_denoiser(
     if task.weights is not None:
         weighting(task.weights)
     device = ScoreModel(net, process, task.predicts, task.time).device
-    x0, given = checked_data(data).to(device), checked_labels(labels, len(data))
+    x0, given = checked_data(data).to(device), checked_labels(labels, len(data), net)
     warn_of_data(process, x0, "data")
     identity = {**vars(task), "process": process, "data": x0, "labels": given}
 
@@ -191,12 +191,19 @@ def checked_data(data: Any) -> Tensor:
     return tensor
 
 
-def checked_labels(labels: Any, count: int) -> Tensor | None:
+def checked_labels(labels: Any, count: int, net: nn.Module) -> Tensor | None:
+    """As a tensor on the CPU, one for each row of the data, and of the network's ``classes`` where it states them."""
     if labels is None:
         return None
     tensor = as_tensor(labels).cpu()
     if tensor.shape != (count,):
         raise ValueError(f"labels has shape {list(tensor.shape)}: it must be [{count}], one for each row of data")
+    classes = getattr(net, "classes", None)
+    if isinstance(classes, int) and not 0 <= int(tensor.min()) <= int(tensor.max()) <= classes:
+        raise ValueError(
+            f"labels run from {int(tensor.min())} to {int(tensor.max())}: the network takes 0 … {classes}, of which the"
+            " last stands for none"
+        )
     return tensor
 
 

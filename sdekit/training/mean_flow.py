@@ -128,7 +128,7 @@ def train_mean_flow(
     """
     _check(model.process)
     net, x0 = trainable(model), checked_data(data).to(model.device)
-    given = checked_labels(labels, len(data))
+    given = checked_labels(labels, len(data), net)
     warn_of_data(model.process, x0, "data")
     identity = {**vars(task), "process": model.process, "data": x0, "labels": given}
 

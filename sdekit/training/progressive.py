@@ -99,7 +99,7 @@ def train_progressive(
     """
     process = teacher.process
     net, x0 = trainable(teacher), checked_data(data).to(teacher.device)
-    given = checked_labels(labels, len(data))
+    given = checked_labels(labels, len(data), net)
     knots = _times(process, grid, 2 * steps).to(x0)
     identity = {**vars(task), "process": process, "data": x0, "labels": given, "teacher": teacher, "knots": knots}
 

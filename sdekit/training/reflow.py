@@ -79,7 +79,8 @@ def train_reflow(
     """
     if eps.shape != x0.shape:
         raise ValueError(f"eps has shape {list(eps.shape)}: it must be that of x0, {list(x0.shape)}")
-    net, draw, given = trainable(model), time_sampler(times), checked_labels(labels, len(x0))
+    net, draw = trainable(model), time_sampler(times)
+    given = checked_labels(labels, len(x0), net)
     x0, eps = x0.to(model.device), eps.to(model.device)
     identity = {**vars(task), "process": model.process, "times": times, "x0": x0, "eps": eps, "labels": given}
 
