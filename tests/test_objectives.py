@@ -169,3 +169,27 @@ def test_a_weighting_is_trained_with_and_bad_names_are_told():
         train_denoiser(Told(), sk.VP(), data, task=Denoising(weights="min-snrr"), plan=plan)
     with pytest.raises(ValueError, match="gamma=-1"):
         weighting("min-snr(gamma=-1)")
+
+
+def test_conditional_flow_matching_is_the_same_loss():
+    """Lipman et al. 2023, eq. 23 with σ_min = 0, data at t = 1; SD3's form has the data at t = 0."""
+    x1, noise_ = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(2 * x) + t[:, None]
+
+    matched = (velocity(t[:, None] * x1 + (1 - t[:, None]) * noise_, t) - (x1 - noise_)).square().mean(1)
+    model = sk.ScoreModel(velocity, sk.Flow(), "flow-to-data")  # is told 1 − t
+    assert torch.allclose(denoising_loss(model, x1, 1 - t, noise_), matched, rtol=1e-12)
+    straight = (velocity((1 - t[:, None]) * x1 + t[:, None] * noise_, t) - (noise_ - x1)).square().mean(1)
+    assert torch.allclose(denoising_loss(sk.ScoreModel(velocity, sk.Flow(), "flow"), x1, t, noise_), straight)
+
+
+def test_torchcfm_draws_the_same_pairs_and_targets():
+    cfm = pytest.importorskip("torchcfm.conditional_flow_matching")
+    noise_, x1 = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    t, x, u = cfm.ConditionalFlowMatcher(sigma=0.0).sample_location_and_conditional_flow(noise_, x1)
+    model = sk.ScoreModel(lambda y, s: torch.zeros_like(y), sk.Flow(), "flow-to-data")
+    assert torch.allclose(sk.Flow().perturb(x1, 1 - t, noise_), x, atol=1e-6)
+    assert torch.allclose(denoising_loss(model, x1, 1 - t, noise_), u.square().mean(1), rtol=1e-5)
