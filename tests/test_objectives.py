@@ -188,7 +188,7 @@ def test_conditional_flow_matching_is_the_same_loss():
 
 def test_torchcfm_draws_the_same_pairs_and_targets():
     cfm = pytest.importorskip("torchcfm.conditional_flow_matching")
-    noise_, x1 = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    noise_, x1 = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t, x, u = cfm.ConditionalFlowMatcher(sigma=0.0).sample_location_and_conditional_flow(noise_, x1)
     model = sk.ScoreModel(lambda y, s: torch.zeros_like(y), sk.Flow(), "flow-to-data")
     assert torch.allclose(sk.Flow().perturb(x1, 1 - t, noise_), x, atol=1e-6)
