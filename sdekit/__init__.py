@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         elementwise,
         guidance,
         interop,
+        interpolants,
         inverse,
         metrics,
         nn,
@@ -75,18 +76,19 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _MODULES = (
     "adaptive", "checkpoint", "claims", "cli", "comparison", "correction", "data", "distributed", "divergence",
     "door", "elementwise", "features", "files", "fitting", "graph", "grid", "guidance", "identity", "interop",
-    "inverse", "jackknife", "latents", "likelihood", "loading", "metrics", "misfit", "model", "model_statistics",
-    "names", "nn", "noise", "ode", "parallel", "plots", "prediction", "process", "ranking", "readers", "report",
-    "results", "sampling", "solvers", "subjects", "targets", "testing", "thresholding", "training", "tuning",
+    "interpolants", "inverse", "jackknife", "latents", "likelihood", "loading", "metrics", "misfit", "model",
+    "model_statistics", "names", "nn", "noise", "ode", "parallel", "plots", "prediction", "process", "ranking",
+    "readers", "report", "results", "sampling", "solvers", "subjects", "targets", "testing", "thresholding",
+    "training", "tuning",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
     "Langevin", "LaplaceVP", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "SigmoidVP",
     "Solution", "SubVP", "Thresholded", "capture", "compare", "data", "decode", "divergence", "elbo", "elementwise",
-    "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "inverse",
-    "latent", "load_solver", "log_prob", "march", "metrics", "nn", "ode", "parallel", "plots", "report", "sample",
-    "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tune_family", "tuning",
+    "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "interpolants",
+    "inverse", "latent", "load_solver", "log_prob", "march", "metrics", "nn", "ode", "parallel", "plots", "report",
+    "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tune_family", "tuning",
 ]  # fmt: skip
 
 

@@ -409,6 +409,23 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "model": model(), "shape": (4, 2), "solver": "ddim", "nfe": 3, "steps": None, "grid": "auto", "final": "auto",
         "dtype": torch.float32,
     },
+    "interpolants.Interpolant": lambda: {
+        "alpha": lambda t: 1 - t, "beta": lambda t: t, "gamma": lambda t: t * (1 - t)
+    },
+    "interpolants.linear": lambda: {"gamma": 1.0},
+    "interpolants.trigonometric": lambda: {"gamma": 1.0},
+    "interpolants.interpolant": lambda: {"name": "linear", "gamma": 1.0},
+    "interpolants.interpolant_losses": lambda: {
+        "curve": sk.interpolants.linear(), "velocity": lambda x, t: x, "denoiser": lambda x, t: x, "x0": x(2, 2),
+        "x1": x(2, 2, seed=1), "t": torch.tensor([0.1, 0.9]), "z": x(2, 2, seed=2),
+    },
+    "interpolants.follow": lambda: {
+        "velocity": lambda x, t: -x, "x": x(2, 2), "start": 1.0, "end": 0.0, "rtol": 1e-2, "atol": 1e-2
+    },
+    "interpolants.diffuse": lambda: {
+        "curve": sk.interpolants.linear(), "velocity": lambda x, t: -x, "denoiser": lambda x, t: x, "x": x(2, 2),
+        "noise_level": lambda t: t * (1 - t), "start": 1.0, "end": 0.0, "steps": 3, "seed": 0,
+    },
     "nn.MLP": lambda: {
         "size": 2, "width": 4, "blocks": 1, "classes": 2, "condition": 2, "ends": False, "slowest": 0.1, "fastest": 4.0,
     },
