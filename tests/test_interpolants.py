@@ -62,18 +62,18 @@ MIXTURE = ((0.3, -1.5, 0.2), (0.7, 1.0, 0.4))
 
 @each
 @pytest.mark.parametrize("level", [0.0, 0.3, 2.0])
-@pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 0.35), (0.0, 1.0), (0.0, 0.6)])
+@pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 0.35), (0.0, 0.6)])
 def test_ode_and_sde_have_the_same_marginals(name: str, level: float, start: float, end: float):
-    n, curve = 20_000, interpolant(name)
+    n, curve = 8000, interpolant(name)
     pair = Pair(curve)
     x0, x1 = pair.draw(n)
     x = x1 if start == 1 else x0
-    found = diffuse(curve, pair.velocity, pair.denoiser, x, lambda t: level * t * (1 - t), start, end, 200, seed=3)
+    found = diffuse(curve, pair.velocity, pair.denoiser, x, lambda t: level * t * (1 - t), start, end, 120, seed=3)
     flown = follow(pair.velocity, x, start, end)
     mean, variance = pair.moments(torch.tensor([end]).double(), M0, S0)
     for one in (found, flown):
         assert one.mean().item() == pytest.approx(mean.item(), abs=5 * math.sqrt(variance.item() / n) + 0.01)
-        assert one.std().item() == pytest.approx(variance.sqrt().item(), rel=0.03)
+        assert one.std().item() == pytest.approx(variance.sqrt().item(), rel=0.04)
     if level:  # and the SDE went another way
         assert (found - flown).abs().mean() > 0.1 * variance.sqrt().item() * min(1, level)
 
@@ -81,10 +81,10 @@ def test_ode_and_sde_have_the_same_marginals(name: str, level: float, start: flo
 @each
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_a_mixture_arrives_with_its_weights(name: str, level: float):
-    n, curve = 20_000, interpolant(name)
+    n, curve = 8000, interpolant(name)
     pair = Pair(curve, MIXTURE, rho=0.0)
     x0, x1 = pair.draw(n)
-    x = diffuse(curve, pair.velocity, pair.denoiser, x1, lambda t: level * t * (1 - t), steps=300, seed=1)
+    x = diffuse(curve, pair.velocity, pair.denoiser, x1, lambda t: level * t * (1 - t), steps=200, seed=1)
     assert (x < -0.5).double().mean().item() == pytest.approx(0.3, abs=0.02)
     grid = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
     assert (x[:, 0].quantile(grid) - x0[:, 0].quantile(grid)).abs().mean() < 0.05
@@ -93,7 +93,7 @@ def test_a_mixture_arrives_with_its_weights(name: str, level: float):
 @each
 def test_the_losses_are_least_at_the_exact_functions(name: str):
     """The slope of each mean loss in a scale of its function is 0 at the exact one, and not at another."""
-    n, curve = 200_000, interpolant(name, gamma=0.7)
+    n, curve = 60_000, interpolant(name, gamma=0.7)
     pair = Pair(curve)
     (x0, x1), g = pair.draw(n), torch.Generator().manual_seed(5)
     t, z = 0.05 + 0.9 * torch.rand(n, generator=g).double(), torch.randn(n, 1, generator=g).double()
