@@ -412,6 +412,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "interpolants.Interpolant": lambda: {
         "alpha": lambda t: 1 - t, "beta": lambda t: t, "gamma": lambda t: t * (1 - t)
     },
+    "interpolants.InterpolantProcess": lambda: {"curve": sk.interpolants.linear(), "t_min": 0.01, "t_max": 0.99},
     "interpolants.linear": lambda: {"gamma": 1.0},
     "interpolants.trigonometric": lambda: {"gamma": 1.0},
     "interpolants.interpolant": lambda: {"name": "linear", "gamma": 1.0},
