@@ -202,6 +202,10 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "VP": lambda: {"beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-3, "t_max": 1.0},
     "SubVP": lambda: {"beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-3, "t_max": 1.0},
     "SigmoidVP": lambda: {"start": -3.0, "end": 3.0, "tau": 1.0, "t_min": 1e-3, "t_max": 0.99},
+    "LearnedVP": lambda: {
+        "curve": sk.process.MonotoneCurve(4), "first": 4.0, "last": -4.0, "t_min": 0.01, "t_max": 0.99
+    },
+    "process.MonotoneCurve": lambda: {"width": 4},
     "LaplaceVP": lambda: {"mu": 0.0, "b": 1.0, "t_min": 1e-3, "t_max": 0.99},
     "CosineVP": lambda: {"s": 0.008, "t_min": 1e-3, "t_max": 0.99},
     "DiscreteVP": lambda: {"betas": [0.1, 0.2]},
