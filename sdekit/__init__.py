@@ -89,7 +89,8 @@ __all__ = [
     "SigmoidVP", "Solution", "SubVP", "Thresholded", "capture", "compare", "data", "decode", "divergence", "elbo",
     "elementwise", "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop",
     "interpolants", "inverse", "latent", "load_solver", "log_prob", "march", "metrics", "nn", "ode", "parallel",
-    "plots", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tune_family", "tuning",
+    "plots", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune",
+    "tune_family", "tuning",
 ]  # fmt: skip
 
 
