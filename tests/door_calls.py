@@ -440,6 +440,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "nn.preconditioned": lambda: {"net": Dense(), "process": VP(), "sigma_data": 0.5},
     "nn.digits_features": lambda: {"device": "cpu"},
+    "nn.digits_few_model": lambda: {"device": "cpu"},
     "nn.digits_model": lambda: {"device": "cpu"},
     "nn.load": lambda: {"folder": folder(), "device": "cpu"},
     "nn.load_model": lambda: {"path": shipped("digits"), "device": "cpu"},

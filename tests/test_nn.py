@@ -14,7 +14,16 @@ from torch import nn
 import sdekit as sk
 from sdekit import noise
 from sdekit.data import digits
-from sdekit.nn import Classifier, UNet, digits_features, digits_model, load_model, load_network, save_network
+from sdekit.nn import (
+    Classifier,
+    UNet,
+    digits_features,
+    digits_few_model,
+    digits_model,
+    load_model,
+    load_network,
+    save_network,
+)
 from sdekit.nn import digits as recipe
 from sdekit.nn.unet import ResidualBlock, SelfAttention
 from sdekit.process.description import build_process, describe_process
@@ -298,3 +307,28 @@ def test_labels_reach_the_loss():
         right = denoising_loss(model, x0, t, eps, label=labels).mean()
         wrong = denoising_loss(model, x0, t, eps, label=(labels + 1) % 10).mean()
     assert right < 0.95 * wrong
+
+
+def test_the_shipped_few_step_model_is_of_its_recipe_and_needs_few_evaluations():
+    made = json.loads((WEIGHTS / "digits-few.json").read_text())
+    assert {**asdict(recipe.FEW_TASK), **asdict(recipe.FEW_PLAN)}.items() <= made.items()
+    assert len((WEIGHTS / "digits-few.safetensors").read_bytes()) < 2e6
+    features, data = digits_features(), digits().train
+
+    def distance(model, **how):
+        with torch.no_grad():
+            x = sk.sample(model, (1024, 1, 8, 8), seed=0, **how).x
+            return float(sk.metrics.frechet_distance(features(x), features(data)))
+
+    process = digits_few_model().process
+    grid = [process.t_max, float(process.t_of_half_log_snr(-math.log(0.7))), process.t_min]
+    two = distance(digits_few_model(), solver="consistency", grid=grid, nfe=2)
+    assert two < 0.5 * distance(digits_model(), nfe=4)
+    assert distance(digits_few_model(), solver="consistency", nfe=1) < 0.2 * distance(digits_model(), nfe=2)
+
+
+def test_the_command_writes_the_few_step_model(tmp_path):
+    made = recipe.train_digits_few(tmp_path, replace(recipe.FEW_PLAN, steps=2), progress=False)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["digits-few.json", "digits-few.safetensors"]
+    assert json.loads((tmp_path / "digits-few.json").read_text()) == made
+    assert load_model(tmp_path / "digits-few.safetensors").predicts == "v"

@@ -35,6 +35,21 @@ def train_digits(
     options.tell(as_json, "\n".join([*lines, str(file)]), {**record, "files": [file]})
 
 
+@training.command("digits-few")
+def train_digits_few(
+    out: Annotated[Path, typer.Option(help="Folder for the weights, their record and the checkpoint.")] = Path(
+        "out/train"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Tune the shipped digits network into the consistency model that ships; a run that was stopped goes on."""
+    from sdekit.nn.digits import train_digits_few as train
+
+    record = train(out, progress=sys.stderr.isatty())
+    file = out / "digits-few.safetensors"
+    options.tell(as_json, f"seconds {record['seconds']}\n{file}", {**record, "files": [file]})
+
+
 Steps = Annotated[int, typer.Option(max=10**7, help="Steps of Adam.")]
 Batch = Annotated[int, typer.Option(help="Samples a step.")]
 Rate = Annotated[float, typer.Option(help="Largest learning rate.")]

@@ -206,6 +206,21 @@ def digits_model(device: Device = "cpu") -> ScoreModel:
 
 
 @door
+def digits_few_model(device: Device = "cpu") -> ScoreModel:
+    """The shipped consistency model of the digits, without labels: for ``solver="consistency"`` in 1 or 2 evaluations.
+
+    ``sdekit train digits-few`` made it of ``digits_model``; its recipe is in ``sdekit/weights/digits-few.json``.
+
+    >>> from sdekit.sampling import sample
+    >>> model = digits_few_model()
+    >>> sample(model, (2, 1, 8, 8), solver="consistency", nfe=1, seed=0).nfe
+    1
+    """
+    with resources.as_file(resources.files("sdekit") / "weights" / "digits-few.safetensors") as path:
+        return load_model(path, device)
+
+
+@door
 def digits_features(device: Device = "cpu") -> nn.Module:
     """The shipped map of digits [n, 1, 8, 8] in [−1, 1] to features [n, 32] of a digit classifier.
 
