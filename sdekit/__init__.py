@@ -80,7 +80,7 @@ _MODULES = (
     "interpolants", "inverse", "jackknife", "latents", "likelihood", "loading", "metrics", "misfit", "model",
     "model_statistics", "names", "nn", "noise", "ode", "parallel", "plots", "prediction", "process", "ranking",
     "readers", "report", "results", "sampling", "solvers", "subjects", "targets", "testing", "thresholding",
-    "training", "tuning",
+    "training", "transport", "tuning",
 )  # fmt: skip
 
 __all__ = [

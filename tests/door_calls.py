@@ -431,6 +431,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "curve": sk.interpolants.linear(), "velocity": lambda x, t: -x, "denoiser": lambda x, t: x, "x": x(2, 2),
         "noise_level": lambda t: t * (1 - t), "start": 1.0, "end": 0.0, "steps": 3, "seed": 0,
     },
+    "transport.entropic_plan": lambda: {"costs": x(3, 3)},
     "nn.MLP": lambda: {
         "size": 2, "width": 4, "blocks": 1, "classes": 2, "condition": 2, "ends": False, "slowest": 0.1, "fastest": 4.0,
     },
