@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sdekit.model import ScoreModel
     from sdekit.model_statistics import fit_dpm_v3, fit_statistics
     from sdekit.ode import decode, encode, flow
-    from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, LaplaceVP, Process, SigmoidVP, SubVP
+    from sdekit.process import EDM, VE, VP, CosineVP, DiscreteVP, Flow, LaplaceVP, LearnedVP, Process, SigmoidVP, SubVP
     from sdekit.sampling import Solution, march, sample
     from sdekit.thresholding import Thresholded
     from sdekit.tuning import load_solver, tune, tune_family
@@ -64,6 +64,7 @@ _NAMES = {
         "DiscreteVP",
         "Flow",
         "LaplaceVP",
+        "LearnedVP",
         "Process",
         "SigmoidVP",
         "SubVP",
@@ -79,16 +80,17 @@ _MODULES = (
     "interpolants", "inverse", "jackknife", "latents", "likelihood", "loading", "metrics", "misfit", "model",
     "model_statistics", "names", "nn", "noise", "ode", "parallel", "plots", "prediction", "process", "ranking",
     "readers", "report", "results", "sampling", "solvers", "subjects", "targets", "testing", "thresholding",
-    "training", "tuning",
+    "training", "transport", "tuning",
 )  # fmt: skip
 
 __all__ = [
     "EDM", "VE", "VP", "Adaptive", "AdaptiveSolution", "Comparison", "CosineVP", "DiscreteVP", "Flow", "Grid",
-    "Langevin", "LaplaceVP", "Latent", "LogLikelihood", "Process", "Quantization", "ScoreModel", "SigmoidVP",
-    "Solution", "SubVP", "Thresholded", "capture", "compare", "data", "decode", "divergence", "elbo", "elementwise",
-    "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop", "interpolants",
-    "inverse", "latent", "load_solver", "log_prob", "march", "metrics", "nn", "ode", "parallel", "plots", "report",
-    "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune", "tune_family", "tuning",
+    "Langevin", "LaplaceVP", "Latent", "LearnedVP", "LogLikelihood", "Process", "Quantization", "ScoreModel",
+    "SigmoidVP", "Solution", "SubVP", "Thresholded", "capture", "compare", "data", "decode", "divergence", "elbo",
+    "elementwise", "encode", "fit_ays", "fit_dpm_v3", "fit_gits", "fit_statistics", "flow", "guidance", "interop",
+    "interpolants", "inverse", "latent", "load_solver", "log_prob", "march", "metrics", "nn", "ode", "parallel",
+    "plots", "report", "sample", "sample_adaptive", "solvers", "table_times", "targets", "training", "tune",
+    "tune_family", "tuning",
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ s = −η/γ, η(x, t) = E[z | x_t = x], also, at any ε(t) ≥ 0,
     dx = (b − ε s) dt + √(2ε) dW̄        from 1 to 0
 
 (signs for data at t = 0, as in the whole package; a test holds both to the marginals). b and η are what networks
-learn, by ``interpolant_losses``; pairs of a batch are coupled by ``training.COUPLINGS``. With x_1 normal and γ = 0 this
-is a ``Process``, to which all its solvers apply: ``linear`` without γ is ``Flow``.
+learn, by ``interpolant_losses``; pairs of a batch are coupled by ``training.COUPLINGS``. With x_1 standard normal and
+independent of x_0 this is a ``Process``, to which all solvers, densities and guidance apply: ``InterpolantProcess``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from typing import Annotated, Any
 import torch
 import torchdiffeq
 from jaxtyping import Float
+from scipy.optimize import brentq
 from torch import Tensor
 
 from sdekit import noise
 from sdekit.door import Count, Network, Rows, Seed, Tolerance, door
+from sdekit.elementwise import Scalar, clock, exp, sqrt
+from sdekit.model import evaluating
 from sdekit.names import Between, lookup
-from sdekit.process import match
+from sdekit.process import Process, match
 
 Times = Float[Tensor, "batch"]
 Curve = Callable[[Tensor], Tensor]
@@ -67,12 +70,14 @@ def slope(curve: Curve, t: Tensor) -> Tensor:
     >>> slope(torch.sin, torch.zeros(2))
     tensor([1., 1.])
     """
+    t = t.detach()
+    learning = torch.is_grad_enabled() and curve(t).requires_grad  # the slope then has the parameters' gradient too
     with torch.enable_grad():
-        at = t.detach().requires_grad_()
+        at = t.clone().requires_grad_()
         value = curve(at)
         if not value.requires_grad:  # constant
             return torch.zeros_like(t)
-        return torch.autograd.grad(value.sum(), at)[0]
+        return torch.autograd.grad(value.sum(), at, create_graph=learning)[0]
 
 
 def _bump(scale: float) -> Curve:
@@ -135,10 +140,25 @@ def interpolant_losses(
         shapes = [list(one.shape) for one in (x0, x1, t, z)]
         raise ValueError(f"x0, x1, t, z: shapes {shapes}: x1 and z need that of x0, and t one time a row")
     x = curve.between(x0, x1, t, z)
-    moved = (velocity(x, t) - curve.rate(x0, x1, t, z)).square().flatten(1).mean(1)
+    moved = (_told("velocity", velocity, x, t) - curve.rate(x0, x1, t, z)).square().flatten(1).mean(1)
     if denoiser is None:
         return moved, torch.zeros_like(moved)
-    return moved, (denoiser(x, t) - z).square().flatten(1).mean(1)
+    return moved, (_told("denoiser", denoiser, x, t) - z).square().flatten(1).mean(1)
+
+
+def _told(name: str, net: Network, x: Tensor, t: Tensor) -> Tensor:
+    """net(x, t), in x's shape: another would be spread over the batch without a word."""
+    output = net(x, t)
+    if output.shape != x.shape:
+        raise ValueError(
+            f"{name} returned shape {list(output.shape)} for x of shape {list(x.shape)}: they must be equal"
+        )
+    return output
+
+
+def _wide(name: str, net: Network, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as the solvers call it: given x in ``dtype``, while times and state stay in float32 at least."""
+    return lambda x, t: _told(name, net, x.to(dtype), t).to(x.dtype)
 
 
 @door
@@ -153,17 +173,29 @@ def follow(
 ) -> States:
     """dx = b dt from ``start`` to ``end``, either way, by dopri5 of torchdiffeq.
 
+    b is not asked for beyond the two times. Networks run in evaluation mode. Raises ValueError where the velocity
+    returns another shape than x, or the step size falls to zero.
+
     >>> follow(lambda x, t: -x, torch.ones(1, 2), 0.0, 1.0)
     tensor([[0.3679, 0.3679]])
     """
-    times = torch.tensor([start, end], dtype=x.dtype, device=x.device)
+    if start == end:
+        return x.clone()
+    state, known = x.to(torch.promote_types(x.dtype, torch.float32)), _wide("velocity", velocity, x.dtype)
+    times = torch.tensor([start, end], dtype=state.dtype, device=x.device)
+    # without these it steps beyond the end, and looks for a first step there, where there is no velocity
+    inside = {"step_t": times, "first_step": 0.01 * abs(end - start), "max_num_steps": _MOST}
+    try:
+        with evaluating([velocity]):
+            path: Any = torchdiffeq.odeint(
+                lambda t, x: known(x, t.expand(len(x))), state, times, rtol=rtol, atol=atol, options=inside
+            )
+    except AssertionError as error:
+        raise ValueError(f"velocity: the ODE from start={start} did not get to end={end}: {error}") from None
+    return path[-1].to(x.dtype)
 
-    def rate(t: Tensor, x: Tensor) -> Tensor:
-        return velocity(x, t.expand(len(x)))
 
-    exact = {"step_t": times}  # it would step beyond the end, where there is no velocity
-    path: Any = torchdiffeq.odeint(rate, x, times, rtol=rtol, atol=atol, options=exact)
-    return path[-1]
+_MOST = 100_000  # steps before a solve is given up
 
 
 @door
@@ -173,7 +205,7 @@ def diffuse(
     velocity: Network,
     denoiser: Network,
     x: Annotated[States, Rows()],
-    noise_level: Callable[[Tensor], Tensor],
+    noise_level: float | Callable[[Tensor], Tensor],
     start: Annotated[float, Between(0, 1)] = 1.0,
     end: Annotated[float, Between(0, 1)] = 0.0,
     steps: Count = 100,
@@ -181,26 +213,129 @@ def diffuse(
 ) -> States:
     """The SDE with ε(t) = ``noise_level`` from ``start`` to ``end``, either way: Euler–Maruyama in equal steps.
 
-    Each step's coefficients are those of its middle, so that the ends, where s is infinite, are not met. ε may be any
-    function of t that is at least 0; where it is of the order of γ² towards the ends, ε s stays small there.
+    Each step's coefficients are those of its middle, so that the ends, where s is infinite, are not met. ε may be a
+    number, or any function of t that is at least 0; where it is of the order of γ² towards the ends, ε s stays small
+    there. Networks run in evaluation mode; the host reads nothing while they do.
+
+    Raises ValueError where ε is negative or not finite, or is not 0 where γ is, and where a network returns another
+    shape than x.
 
     >>> curve = linear()
     >>> b, eta = lambda x, t: -x, lambda x, t: torch.zeros_like(x)
-    >>> diffuse(curve, b, eta, torch.ones(1, 2), lambda t: 0 * t, 0.0, 1.0, steps=1000)
+    >>> diffuse(curve, b, eta, torch.ones(1, 2), 0.0, 0.0, 1.0, steps=1000)
     tensor([[0.3677, 0.3677]])
     """
-    step, rows = (end - start) / steps, torch.arange(len(x), device=x.device)
-    for i in range(steps):
-        t = x.new_full((len(x),), start + (i + 0.5) * step)
-        level, gamma = noise_level(t), curve.gamma(t)
-        pull = match(torch.where(level > 0, level / gamma, torch.zeros_like(t)), x)  # ε s = −(ε/γ) η
-        drift = velocity(x, t) - math.copysign(1.0, step) * pull * denoiser(x, t)
-        z = noise.normal(seed, i + 1, rows, x.shape[1:], x.dtype)
-        x = x + step * drift + match((2 * level * abs(step)).sqrt(), x) * z
-    return x
+    step, rows, dtype = (end - start) / steps, torch.arange(len(x), device=x.device), x.dtype
+    known, cleaned = _wide("velocity", velocity, dtype), _wide("denoiser", denoiser, dtype)
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    with evaluating([velocity, denoiser]):
+        for i, (time, level, pull) in enumerate(_levels(curve, noise_level, start, step, steps, x)):
+            t = x.new_full((len(x),), time)
+            drift = known(x, t)
+            if level > 0:
+                drift = drift - math.copysign(pull, step) * cleaned(x, t)  # ±ε s = ∓(ε/γ) η
+            x = x + step * drift
+            if level > 0:
+                z = noise.normal(seed, i + 1, rows, x.shape[1:], x.dtype)
+                x = x + math.sqrt(2 * level * abs(step)) * z
+    return x.to(dtype)
+
+
+def _levels(
+    curve: Interpolant,
+    noise_level: float | Callable[[Tensor], Tensor],
+    start: float,
+    step: float,
+    steps: int,
+    x: Tensor,
+) -> list[tuple[float, float, float]]:
+    """t, ε and ε/γ in the middle of each step, as numbers of the host."""
+    t = start + (torch.arange(steps, dtype=clock(x), device=x.device) + 0.5) * step
+    level = torch.as_tensor(noise_level(t) if callable(noise_level) else noise_level).to(t).expand(steps)
+    rows = torch.stack([t, level, curve.gamma(t).to(t).expand(steps)], 1).tolist()
+    for time, epsilon, gamma in rows:
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(f"noise_level is {epsilon} at t={time:.4g}: it must be a finite number of at least 0")
+        if epsilon and not gamma > 0:
+            raise ValueError(
+                f"noise_level is {epsilon:.4g} at t={time:.4g}, where gamma is {gamma:.4g}: the score is −η/γ,"
+                " and an SDE needs γ > 0 (with a standard normal x1, InterpolantProcess has one at γ = 0 too)"
+            )
+    return [(time, epsilon, epsilon / gamma if epsilon else 0.0) for time, epsilon, gamma in rows]
+
+
+@door
+@dataclass(frozen=True)
+class InterpolantProcess(Process):
+    """The process of an interpolant whose x_1 is standard normal and independent of x_0: σ² = β² + γ².
+
+    x_t = α x_0 + (β x_1 + γ z), and what is in brackets is N(0, σ²): so b is dx/dt of the probability-flow ODE,
+    ``ScoreModel(velocity, InterpolantProcess(curve), predicts="flow")``, the only network that is needed. λ is
+    infinite at both ends; the times stay inside. λ must fall with t, or the process has no inverse.
+
+    >>> variance_preserving = InterpolantProcess(linear(gamma=2**0.5))
+    >>> round(variance_preserving.alpha(0.5) ** 2 + variance_preserving.sigma(0.5) ** 2, 12)
+    1.0
+    """
+
+    curve: Interpolant
+    t_min: float = 1e-3
+    t_max: float = 1 - 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.t_max < 1:
+            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: they need 0 < t_min < t_max < 1")
+        levels = self.half_log_snr(torch.linspace(self.t_min, self.t_max, 1001, dtype=torch.float64))
+        if not bool((levels.diff() < 0).all()):
+            raise ValueError("curve: α²/(β² + γ²) must fall from t_min to t_max, and does not")
+
+    def log_alpha(self, t: Scalar) -> Scalar:
+        return _of(lambda t: self.curve.alpha(t).log(), t)
+
+    def log_sigma(self, t: Scalar) -> Scalar:
+        return _of(self._log_sigma, t)
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return 0.5 * (self.curve.beta(t).square() + self.curve.gamma(t).square()).log()
+
+    def drift_rate(self, t: Scalar) -> Scalar:
+        return _of(lambda t: slope(lambda t: self.curve.alpha(t).log(), t), t)
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        falls = _of(lambda t: -2 * slope(lambda t: self.curve.alpha(t).log() - self._log_sigma(t), t), t)
+        return exp(self.log_sigma(t)) * sqrt(falls)
+
+    def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
+        given: Any = half_log_snr
+        found: Any = self._halve(given) if isinstance(given, Tensor) else self._root(given)
+        return found
+
+    def _root(self, level: float) -> Any:
+        first, last = (self.half_log_snr(t) for t in (self.t_min, self.t_max))
+        level = min(max(level, last), first)  # a rounding beyond an end is that end
+        return brentq(lambda t: self.half_log_snr(t) - level, self.t_min, self.t_max, xtol=1e-15)
+
+    def _halve(self, level: Tensor) -> Tensor:
+        """λ falls with t: the host reads nothing, whatever the device."""
+        low, high = torch.full_like(level, self.t_min), torch.full_like(level, self.t_max)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            early = self.curve.alpha(middle).log() - self._log_sigma(middle) > level
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return 0.5 * (low + high)
+
+
+_HALVINGS = 60
+
+
+def _of(formula: Curve, t: Any) -> Any:
+    """A formula of tensors, of a float too, in float64."""
+    if isinstance(t, Tensor):
+        return formula(t)
+    return formula(torch.tensor(t, dtype=torch.float64)).item()
 
 
 __all__ = [
-    "INTERPOLANTS", "Interpolant", "diffuse", "follow", "interpolant", "interpolant_losses", "linear",
-    "trigonometric",
+    "INTERPOLANTS", "Interpolant", "InterpolantProcess", "diffuse", "follow", "interpolant", "interpolant_losses",
+    "linear", "trigonometric",
 ]  # fmt: skip

@@ -202,6 +202,10 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "VP": lambda: {"beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-3, "t_max": 1.0},
     "SubVP": lambda: {"beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-3, "t_max": 1.0},
     "SigmoidVP": lambda: {"start": -3.0, "end": 3.0, "tau": 1.0, "t_min": 1e-3, "t_max": 0.99},
+    "LearnedVP": lambda: {
+        "curve": sk.process.MonotoneCurve(4), "first": 4.0, "last": -4.0, "t_min": 0.01, "t_max": 0.99
+    },
+    "process.MonotoneCurve": lambda: {"width": 4},
     "LaplaceVP": lambda: {"mu": 0.0, "b": 1.0, "t_min": 1e-3, "t_max": 0.99},
     "CosineVP": lambda: {"s": 0.008, "t_min": 1e-3, "t_max": 0.99},
     "DiscreteVP": lambda: {"betas": [0.1, 0.2]},
@@ -412,6 +416,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "interpolants.Interpolant": lambda: {
         "alpha": lambda t: 1 - t, "beta": lambda t: t, "gamma": lambda t: t * (1 - t)
     },
+    "interpolants.InterpolantProcess": lambda: {"curve": sk.interpolants.linear(), "t_min": 0.01, "t_max": 0.99},
     "interpolants.linear": lambda: {"gamma": 1.0},
     "interpolants.trigonometric": lambda: {"gamma": 1.0},
     "interpolants.interpolant": lambda: {"name": "linear", "gamma": 1.0},
@@ -426,6 +431,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
         "curve": sk.interpolants.linear(), "velocity": lambda x, t: -x, "denoiser": lambda x, t: x, "x": x(2, 2),
         "noise_level": lambda t: t * (1 - t), "start": 1.0, "end": 0.0, "steps": 3, "seed": 0,
     },
+    "transport.entropic_plan": lambda: {"costs": x(3, 3)},
     "nn.MLP": lambda: {
         "size": 2, "width": 4, "blocks": 1, "classes": 2, "condition": 2, "ends": False, "slowest": 0.1, "fastest": 4.0,
     },

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 import sdekit as sk
-from sdekit.interpolants import INTERPOLANTS, diffuse, follow, interpolant, interpolant_losses, slope
+from sdekit.interpolants import (
+    INTERPOLANTS,
+    Interpolant,
+    InterpolantProcess,
+    diffuse,
+    follow,
+    interpolant,
+    interpolant_losses,
+    slope,
+)
+from sdekit.testing import check_process
 
 M0, S0, M1, S1, RHO = -1.0, 0.4, 2.0, 1.5, 0.6
 each = pytest.mark.parametrize("name", INTERPOLANTS)
@@ -132,3 +142,119 @@ def test_bad_input():
     zeros, t = torch.zeros(3, 2), torch.zeros(3)
     with pytest.raises(ValueError, match="x1 and z need that of x0"):
         interpolant_losses(interpolant("linear"), lambda x, t: x, None, zeros, zeros[:2], t, zeros)
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("linear", 2**0.5), ("trigonometric", 0.0)])
+def test_with_a_normal_end_it_is_a_process(name: str, gamma: float):
+    check_process(InterpolantProcess(interpolant(name, gamma=gamma)))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_its_velocity_alone_drives_every_solver(gamma: float, monkeypatch: pytest.MonkeyPatch):
+    """The exact b of N(m, s²) to N(0, 1) by solvers of the registry: the exact Gaussians, and ``follow``'s ODE."""
+    monkeypatch.setattr(f"{__name__}.M1", 0.0)
+    monkeypatch.setattr(f"{__name__}.S1", 1.0)
+    pair = Pair(interpolant("linear", gamma=gamma), rho=0.0)
+    process = InterpolantProcess(pair.curve)
+    target = sk.targets.Gaussian(torch.tensor([M0]).double(), torch.tensor([[S0**2]]).double())
+    model, t = sk.ScoreModel(pair.velocity, process, "flow"), torch.linspace(0.1, 0.9, 5).double()
+    x = torch.linspace(-2, 2, 5).double()[:, None]
+    torch.testing.assert_close(model.score(x, t), target.score(x, t, process))
+    if gamma:  # η of the interpolant is another network's, and the same score
+        torch.testing.assert_close(model.score(x, t), -pair.denoiser(x, t) / pair.curve.gamma(t)[:, None])
+    start = process.prior_std * x
+    exact = target.flow_map(start, process.t_max, process.t_min, process)
+    out = sk.sample(model, (5, 1), solver="dpmpp-2m", grid="logsnr", steps=120, final="none", start=start).x
+    assert (out - exact).abs().max() < 1e-3
+    assert (follow(pair.velocity, start, process.t_max, process.t_min) - exact).abs().max() < 1e-3
+    x = sk.sample(model, (4000, 1), solver="euler-maruyama", grid="time", steps=100, seed=0, dtype=torch.float64).x
+    assert x.mean().item() == pytest.approx(M0, abs=0.03)
+    assert x.std().item() == pytest.approx(S0, rel=0.05)
+
+
+def test_a_process_of_a_curve_that_turns_back_is_refused():
+    turning = Interpolant(lambda t: 1 - t, lambda t: t, lambda t: 30 * torch.sin(torch.pi * t) ** 2)
+    with pytest.raises(ValueError, match=r"curve: .* must fall"):
+        InterpolantProcess(turning)
+    with pytest.raises(ValueError, match="t_max=1"):
+        InterpolantProcess(interpolant("linear"), t_max=1.0)
+
+
+def test_the_velocity_is_asked_for_between_the_ends_alone():
+    asked = list[float]()
+
+    def slow(x: Tensor, t: Tensor) -> Tensor:  # so slow that a first step by its size would leave the range
+        asked.extend(t.tolist())
+        return 1e-3 * x
+
+    follow(slow, torch.ones(2, 1), 1.0, 0.0)
+    follow(slow, torch.ones(2, 1), 0.2, 0.7)
+    assert min(asked) >= 0
+    assert max(asked) <= 1
+
+
+def test_networks_evaluate_in_evaluation_mode_and_go_back():
+    dropout, x = torch.nn.Sequential(torch.nn.Dropout(0.5)), torch.ones(50, 1)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return dropout(x)
+
+    for ended in (follow(net, x), diffuse(interpolant("linear"), net, net, x, 0.0)):
+        assert (ended - ended[0]).abs().max() < 1e-6
+    assert dropout.training
+
+
+def test_times_stay_precise_where_states_are_not():
+    dtypes = set[torch.dtype]()
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        dtypes.update((x.dtype, t.dtype))
+        return x
+
+    x = torch.ones(3, 1, dtype=torch.bfloat16)
+    ended = diffuse(interpolant("linear"), net, net, x, 0.0, steps=1000), follow(net, x)
+    assert dtypes == {torch.bfloat16, torch.float32}
+    for one in ended:
+        assert one.dtype == torch.bfloat16
+        assert (one.float() - math.exp(-1)).abs().max() < 0.01
+
+
+def test_a_level_may_be_a_number():
+    curve, x = interpolant("linear"), torch.ones(3, 1)
+    one = diffuse(curve, lambda x, t: x, lambda x, t: x, x, 0.2, steps=5)
+    assert torch.equal(one, diffuse(curve, lambda x, t: x, lambda x, t: x, x, lambda t: 0.2 + 0 * t, steps=5))
+    assert torch.equal(follow(lambda x, t: x, x, 0.5, 0.5), x)
+
+
+def test_a_curve_that_learns_has_its_gradient():
+    scale = torch.tensor(1.0, requires_grad=True)
+    curve = Interpolant(lambda t: 1 - t, lambda t: t, lambda t: scale * t * (1 - t))
+    one = torch.ones(1, 1)
+    curve.rate(one, one, torch.tensor([0.3]), one).sum().backward()
+    assert scale.grad == pytest.approx(1 - 2 * 0.3)
+
+
+def test_what_would_be_wrong_without_a_word_is_refused():
+    curve, x, t = interpolant("linear"), torch.ones(3, 2), torch.full((3,), 0.5)
+
+    def narrow(x: Tensor, t: Tensor) -> Tensor:  # would be spread over both columns
+        return x[:, :1]
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+    for call in (
+        lambda: follow(narrow, x),
+        lambda: diffuse(curve, narrow, net, x, 0.1),
+        lambda: interpolant_losses(curve, narrow, None, x, x, t, x),
+    ):
+        with pytest.raises(ValueError, match=r"^velocity returned shape \[3, 1\]"):
+            call()
+    with pytest.raises(ValueError, match=r"^denoiser returned"):
+        diffuse(curve, net, narrow, x, 0.1)
+    with pytest.raises(ValueError, match="where gamma is 0"):
+        diffuse(interpolant("linear", gamma=0.0), net, net, x, 0.1)
+    with pytest.raises(ValueError, match=r"noise_level is -0\.1"):
+        diffuse(curve, net, net, x, lambda t: -0.1 + 0 * t)
+    with pytest.raises(ValueError, match=r"velocity: the ODE from start=1\.0 did not get to end=0\.0"):
+        follow(lambda x, t: x * torch.nan, x)
