@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +21,7 @@ from torch import Tensor
 from sdekit import noise
 from sdekit.door import door
 from sdekit.names import Above, check_options, lookup, options_of, parse
+from sdekit.transport import entropic_plan
 
 Rows = Float[Tensor, "batch *event"]
 Coupling = Callable[[Rows, Rows, int], Int[Tensor, "batch"]]
@@ -40,17 +40,10 @@ def optimal(x0: Tensor, eps: Tensor, seed: int) -> Tensor:
 
 def entropic(x0: Tensor, eps: Tensor, seed: int, *, sigma: Annotated[float, Above(0)] = 1.0) -> Tensor:
     """Drawn from the plan of entropic optimal transport with ε = 2σ², that of the Schrödinger bridge whose reference
-    is a Brownian motion of variance σ² (Tong et al. 2024, proposition 3.4); by POT. σ → 0 is ``optimal``."""
-    try:
-        ot: Any = import_module("ot")
-    except ImportError:
-        raise ImportError("the entropic coupling needs POT, which is not installed: pip install POT") from None
-    n, costs = len(x0), _costs(x0, eps)
-    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
-    plan = ot.sinkhorn(uniform, uniform, costs, reg=2 * sigma**2, method="sinkhorn_log", numItermax=2000, warn=False)
+    is a Brownian motion of variance σ² (Tong et al. 2024). σ → 0 is ``optimal``."""
+    n, plan = len(x0), entropic_plan(_costs(x0, eps) / (2 * sigma**2))
     u = torch.special.ndtr(noise.normal(seed, 0, torch.arange(n), (1,), torch.float64))
-    along = plan.cumsum(1) / plan.sum(1, keepdim=True)
-    return torch.searchsorted(along, u).clamp(max=n - 1)[:, 0].to(x0.device)
+    return torch.searchsorted(plan.cumsum(1), u).clamp(max=n - 1)[:, 0].to(x0.device)
 
 
 def _costs(x0: Tensor, eps: Tensor) -> Tensor:
