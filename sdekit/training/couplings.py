@@ -3,8 +3,8 @@ r"""Which noise goes with which data in a batch.
 Independent pairs make paths that cross, which a velocity can only average. Pairs of the batch that lie near each other
 cross less: the trained ODE is straighter, and few steps follow it, at the same marginals (Tong et al. 2024, Improving
 and generalizing flow-based generative models with minibatch optimal transport; Pooladian et al. 2023). A coupling is a
-function f(x0, eps, seed) -> the row of eps for each row of x0. It is computed on the host; where processes share out a batch,
-each couples its own share.
+function f(x0, eps, seed) -> the row of eps for each row of x0. It is computed on the host; where processes share out a
+batch, each couples its own share.
 """
 
 from __future__ import annotations
