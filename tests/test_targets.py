@@ -304,7 +304,7 @@ def test_third_derivatives_by_both_routes(target: Target) -> None:
 @every_process
 @pytest.mark.parametrize("kind", ["eps", "x0"])
 def test_float32_is_as_close_as_its_input_allows(target: Target, process: Process, kind: str) -> None:
-    """From t_min to t_max a mean moves by no more than some roundings of its value, of x and of the means move it."""
+    """From t_min to t_max a mean moves by no more than roundings of its value, of x, of t and of the means move it."""
     single = copy.deepcopy(target).float()
     exact = copy.deepcopy(single).double()  # the same rounded parameters
     for t in (process.t_min, at(process, 0.01), at(process, 0.5), process.t_max):
@@ -317,7 +317,9 @@ def test_float32_is_as_close_as_its_input_allows(target: Target, process: Proces
         value, means = single.model(process, kind).predict(kind, x, t), torch.stack([truth(row) for row in x.double()])
         assert value.dtype == torch.float32
         size = x.flatten(1).abs().amax(1) + process.alpha(t) * exact.location.abs().max()
-        roundings = 1 + means.flatten(1).abs() + slopes.abs().sum(2) * size[:, None]
+        aside = t + (1e-9 if t == process.t_min else -1e-9)
+        rates = torch.stack([truth(row, aside) for row in x.double()]).sub(means).flatten(1).abs() * 1e9
+        roundings = 1 + means.flatten(1).abs() + slopes.abs().sum(2) * size[:, None] + rates * t
         assert ((value - means).abs().flatten(1) <= 8 * 2**-24 * roundings).all(), t
 
 

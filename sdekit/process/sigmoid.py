@@ -52,16 +52,16 @@ class SigmoidVP(VariancePreserving):
         return t * (b - a) + a
 
     def log_alpha(self, t: Scalar) -> Scalar:
-        u, (_, b) = self._place(t), self._ends
-        return 0.5 * (log(-expm1(u - b)) - softplus(u) - softplus(-b) - self._range)
+        u, (a, b) = self._place(t), self._ends
+        return 0.5 * (log(-expm1((t - 1) * (b - a))) - softplus(u) - softplus(-b) - self._range)
 
     def log_sigma(self, t: Scalar) -> Scalar:
-        u, (a, _) = self._place(t), self._ends
-        return 0.5 * (log(-expm1(a - u)) - softplus(-u) - softplus(a) - self._range)
+        u, (a, b) = self._place(t), self._ends
+        return 0.5 * (log(-expm1(t * (a - b))) - softplus(-u) - softplus(a) - self._range)
 
     def drift_rate(self, t: Scalar) -> Scalar:
         u, (a, b) = self._place(t), self._ends
-        return -0.5 * (b - a) * (1 / expm1(b - u) + sigmoid(u))
+        return -0.5 * (b - a) * (1 / expm1((1 - t) * (b - a)) + sigmoid(u))
 
     def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
         (a, b), alpha2, sigma2 = self._ends, sigmoid(2 * half_log_snr), sigmoid(-2 * half_log_snr)
