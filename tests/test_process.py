@@ -222,7 +222,7 @@ def test_perturb_and_marginal(process: Process) -> None:
         (lambda: VE(sigma_max=math.inf), "sigma_max=inf: it must be a finite number"),
         (lambda: CosineVP(t_max=1.0), "t_max=1.0: they need s > 0 and t_max < 1"),
         (lambda: CosineVP(s=0.0), "s=0.0"),
-        (lambda: DiscreteVP(np.array(0.5)), "betas=array.*an array of one dimension"),
+        (lambda: DiscreteVP(np.array(0.5)), "betas=.*it must be several"),
         (lambda: SigmoidVP(start=1.0, end=1.0), "start=1.0, end=1.0, .*they need start < end"),
         (lambda: SigmoidVP(t_max=1.0), "t_max=1.0: they need start < end"),
         (lambda: LaplaceVP(t_min=0.0), "t_min=0.0, t_max=.*: they need t_min > 0"),

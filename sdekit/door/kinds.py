@@ -301,7 +301,7 @@ def _many(origin: type, item: Kind) -> Kind:
         wrong = not isinstance(value, Sequence if ordered else Iterable) or isinstance(
             value, str | bytes | type | Tensor
         )
-        if wrong or isinstance(value, collections.abc.Mapping | nn.Module):
+        if wrong or isinstance(value, collections.abc.Mapping | nn.Module) or getattr(value, "ndim", 1) == 0:
             return REFUSED
         given = list(value)
         parts = [part if type(part) in item.plain else item.read(part) for part in given]

@@ -49,8 +49,6 @@ class DiscreteVP(VariancePreserving):
     _log_alpha: LinearTable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if getattr(self.betas, "ndim", 1) != 1:
-            raise ValueError(f"betas={self.betas!r}: they must be a list of numbers, or an array of one dimension")
         betas = tuple(float(beta) for beta in self.betas)
         if len(betas) < 2:
             raise ValueError(f"betas: {len(betas)} given, at least 2 are needed")

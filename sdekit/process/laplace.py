@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdekit.door import door
-from sdekit.elementwise import Scalar, absolute, expm1, log, lower, sigmoid, sign, softplus
+from sdekit.elementwise import Scalar, absolute, exp, log, lower, sigmoid, sign, softplus
 from sdekit.process.base import check_positive_range, check_range
 from sdekit.process.vp import VariancePreserving
 
@@ -50,4 +50,5 @@ class LaplaceVP(VariancePreserving):
 
     def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
         x = (2 * half_log_snr - self.mu) / self.b
-        return 0.5 + 0.5 * sign(x) * expm1(-absolute(x))
+        near = 0.5 * exp(-absolute(x))  # the distance to the nearer end, of which no digit is lost at t = 0
+        return near + (0.5 - 0.5 * sign(x)) * (1 - 2 * near)

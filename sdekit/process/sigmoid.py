@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdekit.door import door
-from sdekit.elementwise import Scalar, expm1, log, sigmoid, softplus
+from sdekit.elementwise import Scalar, exp, expm1, log, log1p, sigmoid, softplus
 from sdekit.process.base import check_positive_range, check_range
 from sdekit.process.vp import VariancePreserving
 
@@ -64,11 +64,9 @@ class SigmoidVP(VariancePreserving):
         return -0.5 * (b - a) * (1 / expm1((1 - t) * (b - a)) + sigmoid(u))
 
     def t_of_half_log_snr(self, half_log_snr: Scalar) -> Scalar:
-        (a, b), alpha2, sigma2 = self._ends, sigmoid(2 * half_log_snr), sigmoid(-2 * half_log_snr)
-        # s(u) and 1 − s(u) lie between those of the ends
-        above = alpha2 * sigmoid(a) + sigma2 * sigmoid(b)
-        below = alpha2 * sigmoid(-a) + sigma2 * sigmoid(-b)
-        return (log(above) - log(below) - a) / (b - a)
+        # s(u) = s(a) + σ² (s(b) − s(a)), and u − a as a difference of logits: no cancellation at small t
+        (a, b), risen = self._ends, sigmoid(-2 * half_log_snr) * exp(self._range)
+        return (log1p(risen / sigmoid(a)) - log1p(-risen / sigmoid(-a))) / (b - a)
 
 
 def _log_difference(high: float, low: float) -> float:
