@@ -17,7 +17,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
@@ -78,9 +78,11 @@ class State:
     net: nn.Module
     average: nn.Module
     adam: torch.optim.Optimizer
+    best: dict[str, Any] = field(default_factory=dict[str, Any])  # what ``training.Watch`` has seen
 
     def parts(self) -> dict[str, Any]:
-        return {"net": self.net.state_dict(), "average": self.average.state_dict(), "adam": self.adam.state_dict()}
+        own = {"net": self.net.state_dict(), "average": self.average.state_dict(), "adam": self.adam.state_dict()}
+        return {**own, "best": self.best}
 
 
 class Keeper:
@@ -119,6 +121,7 @@ class Keeper:
         self._compare_weights(stored)
         state.net.load_state_dict(stored["net"])
         state.adam.load_state_dict(stored["adam"])
+        state.best.update(stored.get("best", {}))  # older files have none
         self.initial = stored["initial"]
         return stored["step"]
 

@@ -167,6 +167,10 @@ def step_loss(network: torch.nn.Module, step: int) -> Tensor:
     return sum(parameter.square().sum() for parameter in network.parameters())  # type: ignore[return-value]
 
 
+def no_look(network: torch.nn.Module, steps: int) -> float:
+    return 1.0
+
+
 class Dense(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -464,16 +468,17 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "training.train_mean_flow": lambda: {
         "model": mean_velocity(), "data": x(8, 2), "labels": None, "task": sk.training.MeanFlow(batch=4),
-        "plan": optimisation(), "checkpoint": None, "progress": False,
+        "plan": optimisation(), "checkpoint": None, "progress": False, "watch": None,
     },
     "training.train_progressive": lambda: {
         "teacher": sk.ScoreModel(Dense(), VP()), "data": x(8, 2), "labels": None, "steps": 2, "grid": "logsnr",
         "task": sk.training.Batches(batch=4), "plan": optimisation(), "checkpoint": None, "progress": False,
+        "watch": None,
     },
     "training.train_reflow": lambda: {
         "model": sk.ScoreModel(Dense(), VP()), "x0": x(8, 2), "eps": x(8, 2, seed=1), "labels": None,
         "times": "uniform", "task": sk.training.Batches(batch=4), "plan": optimisation(), "checkpoint": None,
-        "progress": False,
+        "progress": False, "watch": None,
     },
     "training.two_steps": lambda: {
         "teacher": model(), "x": x(2, 2), "t": torch.tensor([0.8, 0.9]), "between": torch.tensor([0.5, 0.6]),
@@ -501,7 +506,7 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     "training.train_consistency": lambda: {
         "model": sk.ScoreModel(Dense(), VP()), "data": x(8, 2), "labels": None,
         "task": sk.training.Consistency(batch=4), "plan": optimisation(), "teacher": None, "checkpoint": None,
-        "progress": False,
+        "progress": False, "watch": None,
     },
     "training.coupling": lambda: {"spec": "optimal"},
     "training.weighting": lambda: {"spec": "simple"},
@@ -520,14 +525,18 @@ DOORS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "training.fit": lambda: {
         "net": small(), "loss_at": step_loss, "plan": optimisation(), "identity": {}, "checkpoint": None,
-        "progress": False,
+        "progress": False, "watch": None,
+    },
+    "training.Watch": lambda: {"look": no_look, "every": 2, "patience": None},
+    "training.HeldOut": lambda: {
+        "process": VP(), "data": x(8, 2), "labels": None, "task": sk.training.Denoising(batch=4), "draws": 2
     },
     "training.importance_times": lambda: {"process": VP(), "u": torch.rand(3)},
     "training.lerp_weights": lambda: {"average": [torch.zeros(2)], "weights": [torch.ones(2)], "decay": 0.5},
     "training.stratified": lambda: {"count": 3, "seed": 0, "step": 0, "device": "cpu"},
     "training.train_denoiser": lambda: {
         "net": Dense(), "process": VP(), "data": x(8, 2), "labels": None, "task": sk.training.Denoising(batch=4),
-        "plan": optimisation(), "checkpoint": None, "progress": False,
+        "plan": optimisation(), "checkpoint": None, "progress": False, "watch": None,
     },
     "training.uniform_times": lambda: {"process": VP(), "u": torch.rand(3)},
     # pictures and reports

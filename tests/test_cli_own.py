@@ -169,7 +169,7 @@ def test_train_images_makes_a_model_that_the_command_takes(tmp_path: Path) -> No
     out = tmp_path / "trained"
     words = ("train", "images", "--data", "images", "--widths", "8,8", "--steps", "2", "--batch", "4")
     assert sdekit(*words, "--out", str(out)).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"model.json", "weights.safetensors", "train.jsonl"}
+    assert {path.name for path in out.iterdir()} == {"model.json", "weights.safetensors", "train.jsonl", "samples.png"}
     assert drawn(tmp_path, "--model", str(out), "--data", "images").shape == (4, 1, 8, 8)
     before = (out / "weights.safetensors").read_bytes()
     assert sdekit(*words, "--out", str(tmp_path / "again")).exit_code == 0
@@ -188,6 +188,18 @@ def test_train_vectors_makes_a_model_and_a_picture(tmp_path: Path, size: int) ->
     assert {path.name for path in out.iterdir()} == files
     assert drawn(tmp_path, "--model", str(out), "--data", str(tmp_path / "x.npy")).shape == (4, size)
     assert [json.loads(line)["step"] for line in (out / "train.jsonl").read_text().splitlines()] == [20, 40]
+
+
+def test_train_stops_where_the_loss_on_what_is_kept_out_does_not_fall(tmp_path: Path) -> None:
+    """Ten samples of noise in 20 dimensions are soon known by heart."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 20)).astype(np.float32))
+    words = ("train", "vectors", "--data", str(tmp_path / "x.npy"), "--width", "64", "--steps", "1000", "--batch", "32")
+    out = tmp_path / "trained"
+    done = sdekit(*words, "--lr", "0.01", "--held-out", "0.5", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    looks = [(line["watched"], line["step"]) for line in lines if "watched" in line]
+    assert looks[-1][1] == min(looks)[1] + 5 * 50 < 1000
 
 
 SAVED = ("--model", "saved", "--shape", "1,8,8")
@@ -248,6 +260,8 @@ SAVED = ("--model", "saved", "--shape", "1,8,8")
         ("train images --data digits.npz:labels", "images [channels, height, width]"),
         ("train images --data images --steps 0", "--steps 0"),
         ("train images --data images --lr -1", "--lr -1"),
+        ("train images --data images --held-out 1", "--held-out 1"),
+        ("train images --data images --held-out 0.01", "some on both sides"),
         ("train vectors --data images", "vectors [d] are needed"),
         ("train vectors --data images --width 0", "--width 0"),
         ("train images --data images --widths 8,9", "not divisible"),

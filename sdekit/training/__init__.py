@@ -9,7 +9,7 @@ from sdekit.checkpoint import Checkpoint
 from sdekit.training.averages import Snapshot, decay_at, exponent, reconstructed
 from sdekit.training.consistency import Consistency, consistency_loss, train_consistency
 from sdekit.training.couplings import COUPLINGS, coupling
-from sdekit.training.denoiser import Batches, Denoising, batch_rows, train_denoiser
+from sdekit.training.denoiser import Batches, Denoising, HeldOut, batch_rows, train_denoiser
 from sdekit.training.loop import Optimisation, fit, lerp_weights
 from sdekit.training.mean_flow import MeanFlow, mean_flow_loss, mean_flow_steps, train_mean_flow
 from sdekit.training.objectives import denoising_loss, denoising_risk, score_matching_loss
@@ -23,13 +23,14 @@ from sdekit.training.times import (
     time_sampler,
     uniform_times,
 )
+from sdekit.training.watching import Watch
 from sdekit.training.weightings import WEIGHTINGS, weighting
 
 __all__ = [
-    "COUPLINGS", "TIME_SAMPLERS", "WEIGHTINGS", "Batches", "Checkpoint", "Consistency", "Denoising", "MeanFlow",
-    "Optimisation", "Snapshot", "batch_rows", "consistency_loss", "coupling", "decay_at", "denoising_loss",
-    "denoising_risk", "exponent", "fit", "importance_times", "lerp_weights", "log_normal_times", "mean_flow_loss",
-    "mean_flow_steps", "pairs", "reconstructed", "score_matching_loss", "stratified", "time_sampler",
-    "train_consistency", "train_denoiser", "train_mean_flow", "train_progressive", "train_reflow", "two_steps",
-    "uniform_times", "weighting",
+    "COUPLINGS", "TIME_SAMPLERS", "WEIGHTINGS", "Batches", "Checkpoint", "Consistency", "Denoising", "HeldOut",
+    "MeanFlow", "Optimisation", "Snapshot", "Watch", "batch_rows", "consistency_loss", "coupling", "decay_at",
+    "denoising_loss", "denoising_risk", "exponent", "fit", "importance_times", "lerp_weights", "log_normal_times",
+    "mean_flow_loss", "mean_flow_steps", "pairs", "reconstructed", "score_matching_loss", "stratified",
+    "time_sampler", "train_consistency", "train_denoiser", "train_mean_flow", "train_progressive", "train_reflow",
+    "two_steps", "uniform_times", "weighting",
 ]  # fmt: skip

@@ -35,6 +35,7 @@ from sdekit.training.denoiser import DROPOUT, checked_data, checked_labels, draw
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
 from sdekit.training.times import time_sampler
+from sdekit.training.watching import Watch
 
 Times = Float[Tensor, "batch"]
 PLAN = Optimisation(steps=2000, lr=3e-4, ema=0.995)
@@ -144,6 +145,7 @@ def train_consistency(
     teacher: Model | None = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> ScoreModel:
     """Tune a copy of ``model`` into a consistency model of ``data``; returns its average, told times as ``model`` is.
 
@@ -176,7 +178,7 @@ def train_consistency(
             loss = consistency_loss(student, batch.x0, t, r, batch.eps, teacher, **batch.conditions)
         return (weights * loss).mean()
 
-    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    average = fit(net, loss_at, plan, identity, checkpoint, progress, watch)
     return ScoreModel(average, model.process, model.predicts, model.time)
 
 

@@ -25,10 +25,11 @@ from sdekit.training.couplings import coupling
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import risk_at
 from sdekit.training.times import stratified, time_sampler
+from sdekit.training.watching import Watch
 from sdekit.training.weightings import weighting
 
 PLAN = Optimisation(steps=5000, lr=2e-3)
-_ORDER, _LABELS, DROPOUT, _PAIRS = 1, 3, 4, 5  # streams of one seed; 2 is ``times``'s
+_ORDER, _LABELS, DROPOUT, _PAIRS, _HELD_OUT = 1, 3, 4, 5, 6  # streams of one seed; 2 is ``times``'s
 
 
 def _generator(*parts: int) -> torch.Generator:
@@ -112,6 +113,7 @@ def train_denoiser(
     plan: Optimisation = PLAN,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> ScoreModel:
     """Train ``net`` on ``data`` by denoising score matching; returns the averaged network as a model.
 
@@ -145,8 +147,54 @@ def train_denoiser(
             eps = batch.eps[pair(batch.x0, batch.eps, noise.key(task.seed, _PAIRS, step))]
             return risk_at(model, batch.x0, batch.u, eps, task.times, task.weights, **batch.conditions)
 
-    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    average = fit(net, loss_at, plan, identity, checkpoint, progress, watch)
     return ScoreModel(average, process, task.predicts, task.time)
+
+
+@door
+@dataclass(frozen=True)
+class HeldOut:
+    """For ``Watch``: f(network, steps) -> what ``train_denoiser`` minimises, on data that it is not given.
+
+    Every row is seen at ``draws`` times spread over all, with noise that is the same at each look: two looks differ by
+    the weights alone. Labels are as they are, without dropout. Raises ValueError for data and labels as
+    ``train_denoiser``.
+
+    >>> from sdekit.process import VP
+    >>> class Zero(nn.Module):
+    ...     def forward(self, x, t):
+    ...         return torch.zeros_like(x)
+    >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> look = HeldOut(VP(), x, task=Denoising("eps", times="uniform"))  # E|0 - eps|² = 1
+    >>> round(look(Zero(), 0), 1)
+    1.0
+    """
+
+    process: Process
+    data: Float[Tensor, "n *event"] | Float[np.ndarray, "n *event"]
+    labels: Int[Tensor, "n"] | Int[np.ndarray, "n"] | None = None
+    task: Denoising = Denoising()
+    draws: Count = 8
+
+    def __post_init__(self) -> None:
+        checked_labels(self.labels, len(checked_data(self.data)), nn.Module())
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module, steps: int) -> float:
+        x0, task = checked_data(self.data), self.task
+        model = ScoreModel(net, self.process, task.predicts, task.time)
+        labels = checked_labels(self.labels, len(x0), net)
+        order = torch.randperm(len(x0), generator=_generator(task.seed, _HELD_OUT))
+        first, pair, total = stratified(len(x0), task.seed, 0)[order], coupling(task.coupling), 0.0
+        for draw in range(self.draws):
+            for rows in torch.arange(len(x0)).split(task.batch):
+                x, u = x0[rows].to(model.device), (first[rows] + draw / self.draws) % 1
+                eps = noise.normal(noise.key(task.seed, _HELD_OUT), draw, rows.to(x.device), x.shape[1:], x.dtype)
+                eps = eps[pair(x, eps, noise.key(task.seed, _HELD_OUT, draw))]
+                told = {} if labels is None else {"label": labels[rows].to(x.device)}
+                risk = risk_at(model, x, u.to(x.device), eps, task.times, task.weights, **told)
+                total = total + risk * len(rows) / (self.draws * len(x0))
+        return float(total)
 
 
 @dataclass(frozen=True)

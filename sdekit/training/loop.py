@@ -23,6 +23,7 @@ from sdekit.checkpoint import Checkpoint, Keeper, State
 from sdekit.distributed import world
 from sdekit.door import Count, Positive, bare, door
 from sdekit.names import OneOf
+from sdekit.training.watching import Watch
 
 Look = Callable[[int, Tensor, bool], None]
 LOOK = 20
@@ -84,6 +85,7 @@ def fit(
     identity: Mapping[str, Any],
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> nn.Module:
     """Minimise ``loss_at(net, step)`` from the weights that ``net`` has; returns the averaged network.
 
@@ -94,6 +96,8 @@ def fit(
     its arguments alone. It must be of the same run: equal in the plan, the network's architecture and code, every part
     of ``identity`` (what the loss depends on: numbers and names, or whole tensors, processes, functions, which are told
     by their contents), and in the loss of step 0 with the checkpoint's weights. Other initial weights are warned about.
+
+    ``watch`` looks at the average now and then, and may stop the run before its last step; see ``Watch``.
 
     Ctrl-C finishes the step in hand, writes the checkpoint and raises KeyboardInterrupt.
 
@@ -117,16 +121,24 @@ def fit(
         average = copy.deepcopy(net).requires_grad_(False).eval()
         state = State(net, average, torch.optim.Adam(net.parameters(), lr=plan.lr, betas=(0.9, 0.99)))
         parts = {**identity, **{f"plan.{name}": value for name, value in asdict(plan).items()}}
+        parts |= watch.identity() if watch else {}
         keeper = checkpoint and Keeper(checkpoint, state, parts, lambda net: loss_at(net, 0).item())
         first = keeper.resume() if keeper else 0
-        with _looking(first, plan, checkpoint, progress) as look, _deferred_interrupt() as interrupted:
+        log = None if checkpoint is None or checkpoint.log is None or not _leads() else Path(checkpoint.log)
+        with _looking(first, plan, log, progress) as look, _deferred_interrupt() as interrupted:
             for step in range(first, plan.steps):
+                if watch and watch.over(step, state.best):
+                    break
                 due = keeper is not None and _leads() and (interrupted.is_set() or keeper.due())
                 look(step, _update(state, loss_at, plan, step), due)
+                if watch and (value := watch.see(average, step + 1, plan.steps, state.best)) is not None:
+                    _write(log, {"step": step + 1, "watched": value})
                 if keeper and due:
                     keeper.save(step + 1)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
+        if watch:
+            watch.settle(average, state.best)
     return average
 
 
@@ -186,11 +198,10 @@ def _training_mode(net: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _looking(first: int, plan: Optimisation, checkpoint: Checkpoint | None, progress: bool) -> Generator[Look]:
+def _looking(first: int, plan: Optimisation, log: Path | None, progress: bool) -> Generator[Look]:
     """A function (step, loss, now) that reads the losses every ``LOOK`` steps, and where ``now``: that waits for the
     device. It shows and logs their mean, and raises ValueError for one that is not finite, before it is saved."""
     recent, began = list[Tensor](), time.monotonic()
-    log = None if checkpoint is None or checkpoint.log is None or not _leads() else Path(checkpoint.log)
     if log is not None:
         _keep_until(log, first)
     with _bar(first, plan.steps, progress and _leads()) as show:
@@ -206,12 +217,16 @@ def _looking(first: int, plan: Optimisation, checkpoint: Checkpoint | None, prog
                     raise ValueError(f"the loss of step {place} is {value}: a checkpoint holds an earlier step, if any")
             mean = sum(losses) / len(losses)
             show(step + 1, mean)
-            if log is not None:
-                line = {"step": step + 1, "loss": mean, "lr": plan.lr_at(step), "seconds": time.monotonic() - began}
-                with log.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            seconds = time.monotonic() - began
+            _write(log, {"step": step + 1, "loss": mean, "lr": plan.lr_at(step), "seconds": seconds})
 
         yield look
+
+
+def _write(log: Path | None, line: Mapping[str, float]) -> None:
+    if log is not None:
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _keep_until(log: Path, step: int) -> None:

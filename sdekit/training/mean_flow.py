@@ -30,6 +30,7 @@ from sdekit.sampling import Model
 from sdekit.training.denoiser import DROPOUT, Seen, checked_data, checked_labels, drawing_for, seen, trainable
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
+from sdekit.training.watching import Watch
 
 Times = Float[Tensor, "batch"]
 PLAN = Optimisation(steps=5000, lr=1e-3, ema=0.995)
@@ -110,6 +111,7 @@ def train_mean_flow(
     plan: Optimisation = PLAN,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> ScoreModel:
     """Train a copy of ``model``'s network, which takes ``end=`` [batch], as a mean velocity of ``data``.
 
@@ -140,7 +142,7 @@ def train_mean_flow(
             loss = mean_flow_loss(student, batch.x0, t, r, batch.eps, **batch.conditions)
         return (loss / (loss.detach() * x0[0].numel() + 1e-3) ** task.power).mean()
 
-    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    average = fit(net, loss_at, plan, identity, checkpoint, progress, watch)
     return ScoreModel(average, model.process, model.predicts, model.time)
 
 

@@ -38,6 +38,7 @@ from sdekit.training.denoiser import (
 )
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import check_rows
+from sdekit.training.watching import Watch
 
 Times = Float[Tensor, "batch"]
 _TASK = Batches()
@@ -82,6 +83,7 @@ def train_progressive(
     plan: Optimisation = PLAN,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> ScoreModel:
     """One round: a student of ``steps`` DDIM steps on ``grid``, which does what the teacher does in twice as many.
 
@@ -114,7 +116,7 @@ def train_progressive(
         with drawing_for(teacher.device, task.seed, DROPOUT, step):
             return prediction_loss(student, x, t, target, **batch.conditions).mean()
 
-    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    average = fit(net, loss_at, plan, identity, checkpoint, progress, watch)
     return ScoreModel(average, process, teacher.predicts, teacher.time)
 
 

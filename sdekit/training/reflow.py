@@ -22,6 +22,7 @@ from sdekit.training.denoiser import DROPOUT, Batches, checked_labels, drawing_f
 from sdekit.training.loop import Optimisation, fit
 from sdekit.training.objectives import denoising_loss
 from sdekit.training.times import time_sampler
+from sdekit.training.watching import Watch
 
 _TASK = Batches()
 PLAN = Optimisation(steps=2000, lr=3e-4, ema=0.995)
@@ -65,6 +66,7 @@ def train_reflow(
     plan: Optimisation = PLAN,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> ScoreModel:
     """Tune a copy of ``model`` on ``pairs``: E ‖F(α x_0 + σ ε, t) − F*‖², x_0 and ε of one pair, at ``times``.
 
@@ -92,5 +94,5 @@ def train_reflow(
             loss = denoising_loss(student, batch.x0, t.to(x0.dtype), eps[batch.rows], **batch.conditions)
         return (weights * loss).mean()
 
-    average = fit(net, loss_at, plan, identity, checkpoint, progress)
+    average = fit(net, loss_at, plan, identity, checkpoint, progress, watch)
     return ScoreModel(average, model.process, model.predicts, model.time)
