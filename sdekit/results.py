@@ -194,8 +194,10 @@ class Store:
         while left := [key for key in left if not self.done(key)] or [key for key in keys if key not in self.cells]:
             left, before = left[first:] + left[:first], len(self._cells)
             if self._walk(left, one):
-                pauses = _pauses() if len(self._cells) > before else pauses
-                time.sleep(next(pauses))
+                if len(self._cells) > before:
+                    pauses = _pauses()
+                else:  # not one in the whole walk: there is nothing to do but wait
+                    time.sleep(next(pauses))
             first = secrets.randbelow(len(left))
         if self.folder is not None:
             with suppress(OSError):  # where others hold some
