@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     held = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert held["step"] == 7
     assert held["net"]["at"].isfinite().all()
+
+
+@pytest.mark.parametrize("during", ["the step", "a look at it"])
+def test_ctrl_c_loses_no_step(tmp_path: Path, during: str):
+    def loss(net: nn.Module, step: int) -> Tensor:
+        if step == 7 and during == "the step":
+            signal.raise_signal(signal.SIGINT)
+        return pull(net, step)
+
+    def look(net: nn.Module, steps: int) -> None:
+        if steps == 7 and during == "a look at it":
+            signal.raise_signal(signal.SIGINT)
+
+    files, watch = Checkpoint(tmp_path / "run.ckpt", every=1e9), sk.training.Watch(look, every=1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Point(), loss, Optimisation(steps=30, lr=1e-2), {}, files, watch=watch)
+    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["step"] == 8
 
 
 TRAININGS = {

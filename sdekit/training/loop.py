@@ -129,13 +129,15 @@ def fit(
             for step in range(first, plan.steps):
                 if watch and watch.over(step, state.best):
                     break
-                due = keeper is not None and _leads() and (interrupted.is_set() or keeper.due())
-                look(step, _update(state, loss_at, plan, step), due)
+                loss = _update(state, loss_at, plan, step)
+                stop = interrupted.is_set()  # once: whoever is interrupted later than here makes one more step
+                due = keeper is not None and _leads() and (stop or keeper.due())
+                look(step, loss, due)
                 if watch and (value := watch.see(average, step + 1, plan.steps, state.best)) is not None:
                     _write(log, {"step": step + 1, "watched": value})
                 if keeper and due:
                     keeper.save(step + 1)
-                if interrupted.is_set():
+                if stop:
                     raise KeyboardInterrupt
         if watch:
             watch.settle(average, state.best)
