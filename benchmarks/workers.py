@@ -7,10 +7,8 @@
 A cell is some 35 ms of one core: 128 samples in two dimensions, the default metrics with their jackknife. "outside" is
 the share of the processes' wall time in ``compare`` that is neither evaluation nor metrics: keys, claims, records,
 waiting for others; "of CPU" is the same share of their processor time, which tells more where there are more processes
-than cores, and a process that is outside may just wait for its turn. "of the cores" is the share of all cores' time,
-from the imports' end to the last process's, that was not spent on evaluation and metrics, idle cores and what a killed
-process had begun among it. Imports come before it. Both are told by clocks in the processes that ended by themselves.
-The load is of the machine before.
+than cores, and a process that is outside may just wait for its turn. Imports come before it. Both are told by clocks in
+the processes that ended by themselves. The load is of the machine before.
 """
 
 from __future__ import annotations
@@ -103,13 +101,11 @@ def run(cells: int, samples: int, workers: int, kill: bool) -> set[str]:
     twice = sum(count - 1 for count in Counter(record["key"] for record in records).values())
     busy, inside, imports = (sum(one[name] for one in told) for name in ("wall", "inside", "imports"))
     own, own_inside = (sum(one[name] for one in told) for name in ("cpu", "cpu_inside"))
-    longest, cores = max(one["wall"] for one in told), min(workers, os.cpu_count() or 1)
     cpu = [after - before for before, after in zip(cpu, os.times()[2:4])]
     print(
         f"{workers} processes{f', {killed} killed' * kill}: {len(records)} records of {cells}, {twice} twice;"
-        f" {wall:.1f} s, {longest:.1f} s without imports, CPU {sum(cpu):.1f} s;"
-        f" outside {1 - inside / busy:.2%}, of CPU {1 - own_inside / own:.2%},"
-        f" of the cores {1 - own_inside / (cores * longest):.2%}, imports {imports / workers:.1f} s each;"
+        f" {wall:.1f} s, {max(one['wall'] for one in told):.1f} s without imports, CPU {sum(cpu):.1f} s;"
+        f" outside {1 - inside / busy:.2%}, of CPU {1 - own_inside / own:.2%}, imports {imports / workers:.1f} s each;"
         f" load {load:.1f}",
         flush=True,
     )

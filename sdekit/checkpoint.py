@@ -81,8 +81,12 @@ class State:
     best: dict[str, Any] = field(default_factory=dict[str, Any])  # what ``training.Watch`` has seen
 
     def parts(self) -> dict[str, Any]:
-        own = {"net": self.net.state_dict(), "average": self.average.state_dict(), "adam": self.adam.state_dict()}
-        return {**own, "best": self.best}
+        return {
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "adam": self.adam.state_dict(),
+            "best": self.best,
+        }
 
 
 class Keeper:

@@ -167,10 +167,11 @@ def _parted(x: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """The data to train on, and those kept out."""
     import torch
 
-    count = round(share * len(x))
-    if not 0 <= share < 1 or (share and not 0 < count < len(x)):
+    if share == 0:
+        return x, x[:0]
+    if not 0 < share < 1 or not 0 < (count := round(share * len(x))) < len(x):
         raise ValueError(f"--held-out {share}: of {len(x)} samples it must leave some on both sides, or be 0")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) if count else torch.arange(len(x))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     return x[order[count:]], x[order[:count]]
 
 

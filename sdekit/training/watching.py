@@ -17,7 +17,7 @@ from torch import nn
 from sdekit.door import Count, door
 
 Best = MutableMapping[str, Any]
-"""The least value seen, after how many steps, and the averaged network's weights then."""
+"""With patience: the least value seen, after how many steps, and the averaged network's weights then."""
 
 
 @door
@@ -54,7 +54,7 @@ class Watch:
         return {} if self.patience is None else {f"watch.{name}": part for name, part in vars(self).items()}
 
     def see(self, average: nn.Module, steps: int, last: int, best: Best) -> float | None:
-        """The value after ``steps`` of ``last`` steps, where it is due; ``best`` learns of it.
+        """The value after ``steps`` of ``last`` steps, where it is due; with patience ``best`` learns of it.
 
         Raises ValueError for a value that is not finite or, with patience, none.
         """
@@ -66,19 +66,16 @@ class Watch:
             return None
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"watch: after {steps} steps its look gave {value!r}: it must be a finite number")
-        if value < best.get("value", math.inf):
-            best.update(value=value, steps=steps)
-            if self.patience is not None:
-                best["weights"] = {name: part.clone() for name, part in average.state_dict().items()}
+        if self.patience is not None and value < best.get("value", math.inf):
+            weights = {name: part.clone() for name, part in average.state_dict().items()}
+            best.update(value=value, steps=steps, weights=weights)
         return float(value)
 
     def over(self, steps: int, best: Best) -> bool:
         """Whether its patience has ended by the look after ``steps`` steps."""
-        if self.patience is None or not best:
-            return False
-        return steps - best["steps"] >= self.patience * self.every
+        return self.patience is not None and bool(best) and steps - best["steps"] >= self.patience * self.every
 
     def settle(self, average: nn.Module, best: Best) -> None:
-        """With patience, give the network the best weights."""
-        if self.patience is not None and best:
+        """Give the network the best weights, where there is patience to have kept them."""
+        if best:
             average.load_state_dict(best["weights"])
